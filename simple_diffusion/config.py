@@ -1,0 +1,374 @@
+"""The typed run configuration: frozen dataclasses that a YAML file fills.
+
+Durations are counted in images. Nothing here is handed whole to a module: `training.assemble`
+takes it apart, and constructors get what they use. Choices with a `type` key (`schedule`,
+`objective.weighting`, `objective.times`) each have their own fields.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import draccus
+
+from simple_diffusion.diffusion import schedules, timesteps, weighting
+from simple_diffusion.diffusion.objectives import Denoising
+from simple_diffusion.diffusion.prediction import Prediction
+from simple_diffusion.diffusion.samplers import SAMPLERS, Spacing
+from simple_diffusion.models.uvit import UViT
+
+Precision = Literal["fp32", "bf16"]
+
+
+class RefusedValueError(ValueError):
+    """A value of the right type that makes no sense; the message starts with its dotted key."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(draccus.ChoiceRegistry):
+    """Base of the schedules; `type` chooses one."""
+
+    def build(self, image_size: int) -> schedules.Schedule:
+        """The schedule for images of this side."""
+        raise TypeError("schedule needs a type")
+
+
+@ScheduleConfig.register_subclass("cosine")
+@dataclass(frozen=True)
+class CosineConfig(ScheduleConfig):
+    logsnr_min: float = -15.0
+    logsnr_max: float = 15.0
+
+    def build(self, image_size: int) -> schedules.Schedule:
+        return schedules.Cosine(self.logsnr_min, self.logsnr_max)
+
+
+@ScheduleConfig.register_subclass("rectified_flow")
+@dataclass(frozen=True)
+class RectifiedFlowConfig(ScheduleConfig):
+    logsnr_min: float = -15.0
+    logsnr_max: float = 15.0
+
+    def build(self, image_size: int) -> schedules.Schedule:
+        return schedules.RectifiedFlow(self.logsnr_min, self.logsnr_max)
+
+
+@ScheduleConfig.register_subclass("linear_beta")
+@dataclass(frozen=True)
+class LinearBetaConfig(ScheduleConfig):
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    steps: int = 1000
+    logsnr_max: float = 15.0
+
+    def build(self, image_size: int) -> schedules.Schedule:
+        return schedules.LinearBeta(self.beta_start, self.beta_end, self.steps, self.logsnr_max)
+
+
+@ScheduleConfig.register_subclass("shifted")
+@dataclass(frozen=True)
+class ShiftedConfig(ScheduleConfig):
+    base: ScheduleConfig = field(default_factory=CosineConfig)
+    reference: int = 64
+
+    def build(self, image_size: int) -> schedules.Schedule:
+        return schedules.Shifted(self.base.build(image_size), image_size, self.reference)
+
+
+@ScheduleConfig.register_subclass("interpolated")
+@dataclass(frozen=True)
+class InterpolatedConfig(ScheduleConfig):
+    base: ScheduleConfig = field(default_factory=CosineConfig)
+    low: int = 32
+    high: int = 512
+
+    def build(self, image_size: int) -> schedules.Schedule:
+        return schedules.Interpolated(self.base.build(image_size), image_size, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class WeightingConfig(draccus.ChoiceRegistry):
+    """Base of the loss weightings; `type` chooses one."""
+
+    def build(self) -> weighting.Weighting:
+        raise TypeError("weighting needs a type")
+
+
+@WeightingConfig.register_subclass("uniform")
+@dataclass(frozen=True)
+class UniformConfig(WeightingConfig):
+    def build(self) -> weighting.Weighting:
+        return weighting.Uniform()
+
+
+@WeightingConfig.register_subclass("sigmoid")
+@dataclass(frozen=True)
+class SigmoidConfig(WeightingConfig):
+    bias: float = 0.0
+
+    def build(self) -> weighting.Weighting:
+        return weighting.Sigmoid(self.bias)
+
+
+@WeightingConfig.register_subclass("min_snr")
+@dataclass(frozen=True)
+class MinSNRConfig(WeightingConfig):
+    gamma: float = 5.0
+
+    def build(self) -> weighting.Weighting:
+        return weighting.MinSNR(self.gamma)
+
+
+@dataclass(frozen=True)
+class TimesConfig(draccus.ChoiceRegistry):
+    """Base of the distributions of t; `type` chooses one."""
+
+    def build(self) -> timesteps.TimeDistribution:
+        raise TypeError("times needs a type")
+
+
+@TimesConfig.register_subclass("uniform")
+@dataclass(frozen=True)
+class UniformTimeConfig(TimesConfig):
+    def build(self) -> timesteps.TimeDistribution:
+        return timesteps.UniformTime()
+
+
+@TimesConfig.register_subclass("logit_normal")
+@dataclass(frozen=True)
+class LogitNormalConfig(TimesConfig):
+    mean: float = 0.0
+    std: float = 1.0
+
+    def build(self) -> timesteps.TimeDistribution:
+        return timesteps.LogitNormal(self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from.
+
+    `validation_path` null means PATH/validation where that exists, else no validation. `streams`
+    and `window` set the shuffle (see data_pipelines.order); null streams chooses by shard count.
+    """
+
+    path: str = "data/icons_64"
+    validation_path: str | None = None
+    image_size: int = 64
+    random_crop: bool = False
+    flip: bool = False
+    streams: int | None = None
+    window: int = 4
+    workers: int = 1
+    max_bad_fraction: float = 0.01
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Arguments of `models.UViT`, but for the image size. `num_classes` 0 is unconditional."""
+
+    stem: Literal["patch", "haar", "cdf53"] = "patch"
+    patch_size: int = 1
+    bottleneck: int | None = None
+    channels: tuple[int, ...] = (64, 128)
+    blocks: tuple[int, ...] = (1,)
+    depth: int = 4
+    head_dim: int = 64
+    mlp_ratio: float = 4.0
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    skips: Literal["block", "level"] = "block"
+    positions: Literal["learned", "rotary"] = "learned"
+    qk_norm: bool = True
+    dropout: float = 0.0
+    dropout_resolution: int | None = None
+    num_classes: int = 0
+    condition_width: int = 256
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The denoising objective; `label_drop` is the share of labels replaced by the null class."""
+
+    prediction: Prediction = "v"
+    loss: Prediction = "eps"
+    weighting: WeightingConfig = field(default_factory=UniformConfig)
+    times: TimesConfig = field(default_factory=UniformTimeConfig)
+    multiscale_from: int | None = None
+    correct_density: bool = False
+    label_drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.label_drop < 1.0, "objective.label_drop must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW. The rate rises over `warmup_images`, and falls to 0 over the last `decay_images`."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    warmup_images: int = 0
+    decay_images: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0.0, "optim.lr must be positive")
+        _require(self.clip_norm > 0.0, "optim.clip_norm must be positive")
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Averages of the weights. A length is the averaging width as a share of training so far."""
+
+    lengths: tuple[float, ...] = (0.10,)
+    every_steps: int = 1
+
+    def __post_init__(self) -> None:
+        _require(len(self.lengths) > 0, "ema.lengths needs at least one length")
+        _require(
+            len(set(self.lengths)) == len(self.lengths) and all(0 < s < 0.28 for s in self.lengths),
+            "ema.lengths must be different and lie in (0, 0.28)",
+        )
+        _require(self.every_steps >= 1, "ema.every_steps must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop. `batch_size` is global; `micro_batch_size` is per device, null for no accumulation.
+
+    `compile` compiles the network with torch.compile; on CPUs it costs minutes and gains nothing.
+    """
+
+    batch_size: int = 64
+    micro_batch_size: int | None = None
+    total_images: int = 50_000
+    precision: Precision = "bf16"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "train.batch_size must be at least 1")
+        _require(self.total_images >= 1, "train.total_images must be at least 1")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Save every so many images; keep the newest `keep` and multiples of `milestone_images`."""
+
+    every_images: int = 10_000
+    keep: int = 2
+    milestone_images: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.every_images >= 1, "checkpoint.every_images must be at least 1")
+        _require(self.keep >= 1, "checkpoint.keep must be at least 1")
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Unweighted eps-MSE at fixed λ on held-out images, with the first EMA.
+
+    `wiener_images`: fit a linear-Gaussian denoiser to so many training images, as a yardstick for
+    the same λ and images; 0 for none.
+    """
+
+    every_images: int = 10_000
+    images: int = 256
+    batch_size: int = 64
+    logsnr: tuple[float, ...] = (-10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0, 10.0)
+    wiener_images: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.every_images >= 1, "validation.every_images must be at least 1")
+        _require(len(self.logsnr) > 0, "validation.logsnr needs at least one λ")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How images are drawn: the grids during training, and the defaults of `sample` and `export`.
+
+    `guidance_interval` is (lowest, highest) λ at which guidance applies.
+    """
+
+    sampler: str = "dpm++2m"
+    steps: int = 50
+    spacing: Spacing = "logsnr"
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (-math.inf, math.inf)
+    precision: Precision = "fp32"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        names = ", ".join(SAMPLERS)
+        _require(self.sampler in SAMPLERS, f"sampling.sampler must be one of {names}")
+        _require(self.steps >= 1, "sampling.steps must be at least 1")
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Sample grids drawn during training, always from the same noise, and the one at the end."""
+
+    every_images: int = 10_000
+    num: int = 16
+    steps: int = 20
+    final_num: int = 64
+
+    def __post_init__(self) -> None:
+        _require(self.every_images >= 1, "grids.every_images must be at least 1")
+        _require(min(self.num, self.final_num) >= 1, "grids.num and final_num must be at least 1")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """A metrics line every so many images; `tracker` is a further one besides JSON lines."""
+
+    every_images: int = 1_000
+    tracker: Literal["none", "tensorboard"] = "none"
+
+    def __post_init__(self) -> None:
+        _require(self.every_images >= 1, "log.every_images must be at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run."""
+
+    run_dir: str = "runs/run"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    schedule: ScheduleConfig = field(default_factory=CosineConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    grids: GridConfig = field(default_factory=GridConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def build_network(model: ModelConfig, image_size: int) -> UViT:
+    """The network of a config, on the current default device (`meta` for a dry run)."""
+    return UViT(image_size=image_size, **vars(model))
+
+
+def build_objective(config: ObjectiveConfig, schedule: schedules.Schedule) -> Denoising:
+    """The training objective of a config."""
+    return Denoising(
+        schedule=schedule,
+        prediction=config.prediction,
+        loss=config.loss,
+        weighting=config.weighting.build(),
+        times=config.times.build(),
+        multiscale_from=config.multiscale_from,
+        correct_density=config.correct_density,
+    )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RefusedValueError(message)

@@ -1,0 +1,266 @@
+"""From a config to a trainer: every part gets what it uses, none gets the config."""
+
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from data_pipelines.loader import Loader, evaluation_loader, make_loader
+from data_pipelines.manifest import Manifest
+from simple_diffusion.config import (
+    DataConfig,
+    RunConfig,
+    SamplingConfig,
+    build_network,
+    build_objective,
+)
+from simple_diffusion.models.attention import check_backend
+from simple_diffusion.models.uvit import UViT
+from simple_diffusion.training.draws import Draws
+from simple_diffusion.training.ema import Ema
+from simple_diffusion.training.evaluator import Evaluator, SampleSettings, Sampling
+from simple_diffusion.training.optim import adamw, learning_rate
+from simple_diffusion.training.run_folder import RunError, claim_run_folder
+from simple_diffusion.training.state import CheckpointStore
+from simple_diffusion.training.telemetry import MetricsFile
+from simple_diffusion.training.trainer import Intervals, Trainer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CHECKPOINTS = "checkpoints"
+
+logger = logging.getLogger(__name__)
+
+
+def make_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
+    """Accelerate's face to the device and the other processes.
+
+    Raises:
+        RunError: the launcher started several processes that do not see each other.
+    """
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.train.precision == "bf16" else "no",
+        log_with=None if config.log.tracker == "none" else config.log.tracker,
+        project_dir=str(run_dir),
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise RunError(
+            f"the launcher started {launched} processes, but {accelerator.num_processes} work "
+            "together; launch with: torchrun --nproc_per_node N -m simple_diffusion train ..."
+        )
+    if config.train.batch_size % accelerator.num_processes:
+        raise RunError(
+            f"train.batch_size {config.train.batch_size} is not divisible by the "
+            f"{accelerator.num_processes} processes"
+        )
+    return accelerator
+
+
+def assemble(config: RunConfig) -> Trainer:
+    """Check everything that can be checked before training, and build the trainer.
+
+    Raises:
+        ValueError: (or a subclass) for anything in the config, the data or the run folder that
+            does not fit; nothing has been written then, but for a new run's folder.
+    """
+    run_dir = Path(config.run_dir)
+    accelerator = make_accelerator(config, run_dir)
+    train_set = Manifest.load(Path(config.data.path))
+    held_out = _validation_path(config.data)
+    _check_classes(train_set, config)
+    set_seed(config.seed)
+    network = build_network(config.model, config.data.image_size).to(accelerator.device)
+    check_backend(config.model.attention, accelerator.device)
+    schedule = config.schedule.build(config.data.image_size)
+    objective = build_objective(config.objective, schedule)
+    loader = _loader(config, accelerator)
+    loader(0)  # an impossible order or batch is an error now, not after the first checkpoint
+    if accelerator.is_main_process:
+        for change in claim_run_folder(run_dir, config):
+            logger.warning("config changed since the run began: %s", change)
+    accelerator.wait_for_everyone()
+    if config.log.tracker != "none":
+        accelerator.init_trackers("log")
+    optim = config.optim
+    ema = Ema(network, config.ema.lengths, config.ema.every_steps)
+    optimizer = adamw(
+        network,
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )
+    if config.train.compile:
+        network.compile()
+    null_label = null_label_of(network)
+    draws = Draws(
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        times=objective.times,
+        flip=config.data.flip,
+        label_drop=config.objective.label_drop,
+        null_label=null_label,
+        device=accelerator.device,
+    )
+    metrics = MetricsFile(run_dir / "metrics.jsonl")
+    evaluator = _evaluator(config, accelerator, metrics, network, held_out, train_set)
+    return Trainer(
+        accelerator=accelerator,
+        network=network,
+        model=accelerator.prepare_model(network),
+        objective=objective,
+        optimizer=optimizer,
+        rate=partial(
+            learning_rate,
+            peak=optim.lr,
+            warmup_images=optim.warmup_images,
+            decay_images=optim.decay_images,
+            total_images=config.train.total_images,
+        ),
+        ema=ema,
+        draws=draws,
+        loader=loader,
+        evaluator=evaluator,
+        store=CheckpointStore(
+            run_dir / CHECKPOINTS, config.checkpoint.keep, config.checkpoint.milestone_images
+        ),
+        metrics=metrics,
+        intervals=Intervals(
+            log=config.log.every_images,
+            validation=config.validation.every_images,
+            grid=config.grids.every_images,
+            checkpoint=config.checkpoint.every_images,
+        ),
+        batch_size=config.train.batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        total_images=config.train.total_images,
+        clip_norm=optim.clip_norm,
+        identity={"data": train_set.fingerprint},
+    )
+
+
+def null_label_of(network: UViT) -> int | None:
+    """The null class, or None for an unconditional network."""
+    return network.num_classes if network.num_classes else None
+
+
+def sample_settings(config: SamplingConfig) -> SampleSettings:
+    """How to draw, from a config."""
+    return SampleSettings(
+        sampler=config.sampler,
+        steps=config.steps,
+        spacing=config.spacing,
+        guidance=config.guidance,
+        guidance_interval=config.guidance_interval,
+        dtype=DTYPES[config.precision],
+        batch_size=config.batch_size,
+    )
+
+
+def make_sampling(
+    config: RunConfig, network: UViT, device: torch.device, settings: SampleSettings
+) -> Sampling:
+    """The sampling of a run's network."""
+    size = config.data.image_size
+    return Sampling(
+        schedule=config.schedule.build(size),
+        prediction=config.objective.prediction,
+        shape=(network.in_channels, size, size),
+        null_label=null_label_of(network),
+        device=device,
+        settings=settings,
+    )
+
+
+def _loader(config: RunConfig, accelerator: Accelerator) -> Callable[[int], Loader]:
+    def rest_of_run(images_seen: int) -> Loader:
+        return make_loader(
+            config.data.path,
+            image_size=config.data.image_size,
+            batch_size=config.train.batch_size,
+            images_seen=images_seen,
+            total_images=config.train.total_images,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            streams=config.data.streams,
+            window=config.data.window,
+            workers=config.data.workers,
+            random_crop=config.data.random_crop,
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+
+    return rest_of_run
+
+
+def _evaluator(
+    config: RunConfig,
+    accelerator: Accelerator,
+    metrics: MetricsFile,
+    network: UViT,
+    held_out: Path | None,
+    train_set: Manifest,
+) -> Evaluator:
+    size = config.data.image_size
+    validation = wiener = None
+    if held_out is not None and config.validation.images:
+        available = Manifest.load(held_out).num_samples
+
+        def validation(rank: int, processes: int) -> Loader:
+            return evaluation_loader(
+                held_out,
+                image_size=size,
+                num=min(config.validation.images, available),
+                batch_size=config.validation.batch_size,
+                rank=rank,
+                world_size=processes,
+            )
+
+    if config.validation.wiener_images:
+
+        def wiener() -> Loader:
+            return evaluation_loader(
+                config.data.path,
+                image_size=size,
+                num=min(config.validation.wiener_images, train_set.num_samples),
+                batch_size=config.validation.batch_size,
+            )
+
+    settings = sample_settings(config.sampling)
+    return Evaluator(
+        accelerator=accelerator,
+        run_dir=Path(config.run_dir),
+        metrics=metrics,
+        sampling=make_sampling(config, network, accelerator.device, settings),
+        validation=validation,
+        wiener=wiener,
+        logsnr=config.validation.logsnr,
+        dtype=DTYPES[config.train.precision],
+        class_counts=train_set.class_counts,
+        seed=config.seed,
+        grid_num=config.grids.num,
+        grid_steps=config.grids.steps,
+        final_num=config.grids.final_num,
+    )
+
+
+def _validation_path(data: DataConfig) -> Path | None:
+    if data.validation_path is not None:
+        return Path(data.validation_path)
+    beside = Path(data.path) / "validation"
+    return beside if beside.is_dir() else None
+
+
+def _check_classes(train_set: Manifest, config: RunConfig) -> None:
+    classes, room = len(train_set.classes), config.model.num_classes
+    if room and classes > room:
+        raise RunError(
+            f"{config.data.path} has {classes} classes, but model.num_classes is {room}; set "
+            f"--model.num_classes={classes} (or 0 for an unconditional model)"
+        )

@@ -1,0 +1,67 @@
+"""All randomness of a training step, as a function of (seed, global sample positions)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from simple_diffusion.diffusion.generate import from_uint8
+from simple_diffusion.diffusion.objectives import Batch
+from simple_diffusion.diffusion.randomness import generators, normals, permutation, uniforms
+from simple_diffusion.diffusion.timesteps import TimeDistribution, stratified_quantiles
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Turns decoded images into training batches.
+
+    Attributes:
+        seed: the run's seed.
+        batch_size: size of the global batch.
+        times: the distribution of t.
+        flip: mirror half of the images.
+        label_drop: share of labels replaced by the null class.
+        null_label: the null class; None for an unconditional network.
+        device: where the batch goes.
+    """
+
+    seed: int
+    batch_size: int
+    times: TimeDistribution
+    flip: bool
+    label_drop: float
+    null_label: int | None
+    device: torch.device
+
+    def batch(self, images: Tensor, labels: Tensor, positions: Tensor, start: int) -> Batch:
+        """A training batch.
+
+        Args:
+            images: uint8, (b, C, H, W), on the CPU (pinned or not).
+            labels: int64 (b,); -1 where the image has no class.
+            positions: global sample numbers g, int64 (b,).
+            start: images seen before this step, so that g - start is in [0, batch_size).
+        """
+        x0 = from_uint8(images.to(self.device, non_blocking=True))
+        if self.flip:
+            mirrored = uniforms(self.seed, "flip", positions) < 0.5
+            x0 = torch.where(mirrored.to(self.device)[:, None, None, None], x0.flip(-1), x0)
+        each = generators(self.seed, "noise", positions, self.device)
+        eps = normals(each, x0.shape[1:])
+        return Batch(
+            x0=x0, eps=eps, t=self.t(positions, start), labels=self._labels(labels, positions)
+        )
+
+    def t(self, positions: Tensor, start: int) -> Tensor:
+        """Times of these samples, float32 (b,): one stratum of the step for each."""
+        strata = permutation(self.seed, f"strata/{start}", self.batch_size)[positions - start]
+        jitter = uniforms(self.seed, "t", positions)
+        t = self.times.quantile(stratified_quantiles(strata, jitter, self.batch_size))
+        return t.float().to(self.device)
+
+    def _labels(self, labels: Tensor, positions: Tensor) -> Tensor | None:
+        if self.null_label is None:
+            return None
+        dropped = uniforms(self.seed, "label_drop", positions) < self.label_drop
+        labels = torch.where(dropped | (labels < 0), self.null_label, labels)
+        return labels.to(self.device, non_blocking=True)

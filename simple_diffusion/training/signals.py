@@ -1,0 +1,41 @@
+"""Ctrl-C and the signals of schedulers, noticed at the next safe point instead of at once."""
+
+import signal
+from types import FrameType, TracebackType
+
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: saved, run the same command again
+EXIT_INTERRUPTED = 130  # 128 + SIGINT: saved, the person asked
+
+
+class StopRequested(Exception):  # noqa: N818 - a request, not an error
+    """Raised inside long work (validation, sampling) when a stop was asked for."""
+
+
+class StopSignals:
+    """Context manager that turns SIGINT, SIGTERM and SIGUSR1 into `received`.
+
+    A second SIGINT raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
