@@ -3,13 +3,13 @@
     python benchmarks/order.py --samples 1000000000 --shards 100000 --rank 1023 --world_size 1024
 
 "first" is the first batch of an epoch whose plan is ready, with its windows still to be permuted;
-"next" is the mean of the ten batches after it. Memory is what numpy and Python hold, not the peak.
+"next" is the mean of the ten batches after it. Memory is what numpy and Python hold.
 """
 
 import argparse
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,13 +17,20 @@ import numpy as np
 from data_pipelines.order import Order
 
 
-def measure(call: Callable[[], object]) -> tuple[float, float]:
-    """Returns a call's seconds and the MiB that it left allocated."""
+def measure(call: Callable[[], object]) -> list[float]:
+    """Returns a call's milliseconds, and the MiB that it kept and that it held at its peak."""
+    tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     start = time.perf_counter()
     call()
     seconds = time.perf_counter() - start
-    return seconds, (tracemalloc.get_traced_memory()[0] - before) / 2**20
+    kept, peak = tracemalloc.get_traced_memory()
+    return [1e3 * seconds, (kept - before) / 2**20, (peak - before) / 2**20]
+
+
+def show(title: str, figures: Sequence[float]) -> None:
+    """Prints a line of the table."""
+    print(f"{title:24}" + "".join(f"{figure:12.2f}" for figure in figures))
 
 
 def main() -> None:
@@ -40,7 +47,7 @@ def main() -> None:
     tracemalloc.start()
     print(f"{sizes.sum():,} samples in {args.shards:,} ragged shards")
     print(f"rank {args.rank} of {args.world_size}")
-    print(f"{'':28}{'ms':>10}{'MiB':>10}")
+    print(f"{'':24}{'ms':>12}{'MiB kept':>12}{'MiB peak':>12}")
     Order([2, 3], seed=0).rank_batch(0, 2, 0, 1)  # numpy loads parts of itself on first use
     for number, batch_size in enumerate(args.batch_sizes):
         order = Order(sizes, seed=0)
@@ -52,10 +59,9 @@ def main() -> None:
         first = measure(partial(batch, start))
         later = [measure(partial(batch, start + step * batch_size)) for step in range(1, 11)]
         if number == 0:
-            print(f"{'plan of an epoch':28}{1e3 * plan[0]:10.2f}{plan[1]:10.2f}")
-        print(f"{f'batch {batch_size}, first':28}{1e3 * first[0]:10.2f}{first[1]:10.2f}")
-        seconds, size = np.mean(later, axis=0)
-        print(f"{f'batch {batch_size}, next':28}{1e3 * seconds:10.2f}{size:10.2f}")
+            show("plan of an epoch", plan)
+        show(f"batch {batch_size}, first", first)
+        show(f"batch {batch_size}, next", np.mean(later, axis=0))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ leaves nothing that looks complete. Times and owners in the tars are fixed: the 
 the same bytes.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -208,7 +209,8 @@ class _Build:
         (self._held if held else self._train).add(item)
 
     def finish(self, source: str, licence: str, recipe: Mapping[str, Any]) -> BuildReport:
-        self.abandon()
+        self._train.finish()
+        self._held.finish()
         counts = self._train.classes + self._held.classes
         classes = tuple(sorted(counts))
         if not self._train.shards:
@@ -239,9 +241,9 @@ class _Build:
         return BuildReport(self._out, manifests[0], held, tuple(self._rejected), reused=False)
 
     def abandon(self) -> None:
-        """Closes the open shards."""
-        self._train.close()
-        self._held.close()
+        """Closes unfinished shards, which are of no use any more."""
+        self._train.abandon()
+        self._held.abandon()
 
 
 class _ShardWriter:
@@ -277,19 +279,22 @@ class _ShardWriter:
             self.classes[sample.class_] += 1
         self._count += 1
         if self._count == self._shard_samples:
-            self.close()
+            self.finish()
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Completes the open shard, if there is one."""
         if self._tar is None or self._file is None:
             return
-        tar, file, self._tar, self._file = self._tar, self._file, None, None
-        try:
-            tar.close()
-        finally:
-            file.close()
-        self.shards.append(Shard(file.path.name, self._count, file.size, file.digest))
-        self._count = 0
+        self._tar.close()
+        self._file.finish()
+        shard = Shard(self._file.path.name, self._count, self._file.size, self._file.digest)
+        self.shards.append(shard)
+        self._tar, self._file, self._count = None, None, 0
+
+    def abandon(self) -> None:
+        """Closes the open shard, if there is one, as it is."""
+        if self._file is not None:
+            self._file.abandon()
 
 
 class _HashedFile(io.RawIOBase):
@@ -297,7 +302,7 @@ class _HashedFile(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "wb")  # noqa: SIM115  # closed by close()
+        self._file = open(path, "wb")  # noqa: SIM115  # finish() or abandon()
         self._hash = hashlib.sha256()
         self.size = 0
 
@@ -305,6 +310,8 @@ class _HashedFile(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
+        if self._file.closed:  # tarfile writes what it still holds when it is collected
+            return len(data)
         self._file.write(data)
         self._hash.update(data)
         self.size += len(data)
@@ -314,14 +321,16 @@ class _HashedFile(io.RawIOBase):
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def close(self) -> None:
-        if not self._file.closed:
-            try:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            finally:
-                self._file.close()
-        super().close()
+    def finish(self) -> None:
+        """Closes the file when all of it is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Closes the file; what it holds no longer matters, nor whether it can be written."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _share_of(key: str) -> float:

@@ -8,7 +8,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.exif import jpeg_orientation
 
@@ -23,6 +23,10 @@ _PILLOW_FORMATS = {
     "TIFF": "tif",
 }
 _ORIENTATION_TAG = 0x0112
+# libjpeg scales colours that are stored smaller by as much as the brightness, except for 4:2:0. So
+# that they still cover the target, such files are decoded this much larger (measured: 4:2:2 at
+# 1/8 had 22 dB without, 35 dB with).
+_RESERVE = {"444": 1, "420": 1, "Gray": 1, "422": 2, "440": 2, "411": 4}
 # Orientation -> transpose first, then flip left-right, then flip up-down.
 _TURNS = {
     1: (False, False, False),
@@ -135,7 +139,7 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
         DecodeError: As `decode`, but damage behind the header goes unnoticed.
     """
     if data[:3] == b"\xff\xd8\xff":
-        width, height, _ = _jpeg_header(data, max_pixels)
+        width, height, *_ = _jpeg_header(data, max_pixels)
         orientation, extension = jpeg_orientation(data), "jpg"
     else:
         image = _open_with_pillow(data, max_pixels)
@@ -153,20 +157,22 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError(f"{width} x {height} pixels; the limit is {max_pixels} in all")
 
 
-def _jpeg_header(data: bytes, max_pixels: int) -> tuple[int, int, str]:
+def _jpeg_header(data: bytes, max_pixels: int) -> tuple[int, int, str, str]:
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise DecodeError(f"damaged JPEG ({error})") from None
     _check_pixels(width, height, max_pixels)
-    return width, height, colorspace
+    return width, height, colorspace, subsampling
 
 
 def _decode_jpeg(data: bytes, covering: int | None, max_pixels: int) -> tuple[Pixels, int]:
-    width, height, colorspace = _jpeg_header(data, max_pixels)
+    width, height, colorspace, subsampling = _jpeg_header(data, max_pixels)
     if colorspace in ("CMYK", "YCCK"):  # Pillow knows Adobe's inverted inks
         return _decode_with_pillow(data, max_pixels)
-    least = 0 if covering is None or covering > min(width, height) else covering
+    least = (covering or 0) * _RESERVE.get(subsampling, 4)
+    if least > min(width, height):
+        least = 0  # full size
     try:
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least)
     except ValueError as error:
@@ -177,9 +183,12 @@ def _decode_jpeg(data: bytes, covering: int | None, max_pixels: int) -> tuple[Pi
 def _open_with_pillow(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=list(_PILLOW_FORMATS))
+    except Image.DecompressionBombError as error:
+        raise DecodeError(f"too large: {error}") from None
+    except UnidentifiedImageError:
+        raise DecodeError(f"not a file of a known format ({', '.join(_PILLOW_FORMATS)})") from None
     except Exception as error:  # hostile bytes raise nearly anything in the format plug-ins
-        known = ", ".join(_PILLOW_FORMATS)
-        raise DecodeError(f"not an image that can be read ({known}): {_brief(error)}") from None
+        raise DecodeError(f"damaged header ({_brief(error)})") from None
     _check_pixels(*image.size, max_pixels)
     return image
 

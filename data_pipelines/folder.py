@@ -84,6 +84,7 @@ def build_folder(
         "builder": "folder",
         "size": size,
         "scaling": _SCALING,
+        "licence": licence,
         "images": len(images),
         "listing": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
     }

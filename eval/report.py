@@ -7,9 +7,10 @@ nothing that it reads is trusted: text is escaped, pictures are decoded and enco
 A run folder holds, each part optional:
     config.yaml     shown as it is.
     metrics.jsonl   one JSON object per line. `"kind": "train"`: step, images_seen, loss, grad_norm,
-                    lr, images_per_second, memory_gb, data_wait (share of time), seconds (since this
-                    process began to train), `loss/<term>`. `"kind": "validation"`: images_seen,
-                    weights, logsnr, eps_mse, mean. Any line may state `parameters`.
+                    lr, images_per_second, memory_gb, data_wait (share of time), seconds (of the
+                    whole run so far, earlier processes included), `loss/<term>`.
+                    `"kind": "validation"`: images_seen, weights, logsnr, eps_mse, mean.
+                    Any line may state `parameters`.
     wiener.json     logsnr, eps_mse, images: the linear yardstick (`eval.wiener.yardstick`).
     samples/        `<images seen>.png` and `final.png`.
 """
@@ -174,15 +175,6 @@ def _read_wiener(path: Path, run: _Run) -> None:
     if isinstance(record, dict) and (bins := _bins(record)) is not None:
         run.wiener = dict(zip(*bins, strict=True))
         run.wiener_images = _count(record, "images")
-
-
-def _wall_seconds(seconds: np.ndarray) -> float:
-    """Training time over all processes of a run: `seconds` starts again when a run is resumed."""
-    values = seconds[np.isfinite(seconds)]
-    if not len(values):
-        return math.nan
-    ends = np.append(values[:-1] > values[1:], True)
-    return float(values[ends].sum())
 
 
 # -- plots -------------------------------------------------------------------------------------
@@ -391,7 +383,7 @@ def _facts(run: _Run) -> str:
     if run.steps is not None:
         facts.append(("optimiser steps", f"{run.steps:,}"))
     shown: tuple[tuple[str, Callable[[np.ndarray], float], str, Callable[[float], str]], ...] = (
-        ("seconds", _wall_seconds, "wall time", _duration),
+        ("seconds", np.max, "wall time", _duration),
         ("images_per_second", np.median, "images/s, median", lambda v: f"{v:.4g}"),
         ("data_wait", np.mean, "of time waiting for data", lambda v: f"{100 * v:.1f}%"),
         ("memory_gb", np.max, "GB memory, peak", lambda v: f"{v:.3g}"),
@@ -596,8 +588,9 @@ figure:target { grid-column: 1 / -1; }
 .scroll { overflow-x: auto; margin: 16px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 0.93rem; }
 table, .facts { font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 12px; border-bottom: 1px solid var(--edge); text-align: right;
-  white-space: nowrap; }
+th, td { padding: 5px 12px; border-bottom: 1px solid var(--edge); text-align: right; }
+td { white-space: nowrap; }
+@media (max-width: 600px) { section { padding: 14px; } th, td { padding: 4px 5px; } }
 th:first-child, td:first-child { text-align: left; }
 tr.better td:last-child { color: var(--three); font-weight: 600; }
 summary { cursor: pointer; font-weight: 600; }

@@ -3,17 +3,21 @@
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from simple_diffusion import __version__
 
 # verb -> module with add_parser(subparsers); modules import what is heavy when they run.
-VERBS = ("train", "sample", "export", "plan", "data")
+VERBS = ("train", "data")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 found damage, 2 error, 75 requeue, 130 ^C."""
+    # Threads that sleep while they wait: on a busy CPU spinning ones slow training several times.
+    # It must be set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     arguments, rest = _parser().parse_known_args(words)
     if rest and not getattr(arguments, "takes_overrides", False):

@@ -37,11 +37,11 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Map (B, inputs, H, W) and condition (B, condition_width) -> (B, width, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(F.silu(self.norm1(x)).to(self.conv1.weight.dtype))
         scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
         h = F.dropout(h, self.dropout, self.training)
-        h = self.conv2(h)
+        h = self.conv2(h.to(self.conv2.weight.dtype))
         return (x if self.shortcut is None else self.shortcut(x)) + h
 
     def extra_repr(self) -> str:
@@ -80,7 +80,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, inputs, H, W) -> (B, outputs, 2H, 2W)."""
-        return F.pixel_shuffle(self.conv(x), 2)
+        return F.pixel_shuffle(self.conv(x.to(self.conv.weight.dtype)), 2)
 
     def extra_repr(self) -> str:
         return "factor=2"
@@ -101,9 +101,9 @@ class SelfAttention(nn.Module):
         self.width, self.head_dim, self.heads = width, head_dim, width // head_dim
         self.backend = backend
         self.qkv = linear(width, 3 * width)
-        self.qk_scale = (
-            tag(nn.Parameter(torch.ones(2, 1, head_dim)), "no_decay") if qk_norm else None
-        )
+        self.qk_scale = nn.Parameter(torch.ones(2, 1, head_dim)) if qk_norm else None
+        if self.qk_scale is not None:
+            tag(self.qk_scale, "no_decay")
         self.out = linear(width, width)
 
     def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
@@ -214,5 +214,9 @@ class TransformerBlock(nn.Module):
 
 
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LayerNorm without parameters, then ·(1 + scale) + shift; shapes (B, L, D), (B, 1, D)."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+    """LayerNorm without parameters, then ·(1 + scale) + shift; shapes (B, L, D), (B, 1, D).
+
+    The result has scale's dtype, that in which the layers around compute.
+    """
+    normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift, normed, 1 + scale).to(scale.dtype)

@@ -67,9 +67,9 @@ class ClassEmbedding(nn.Module):
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
         self.num_classes, self.width = num_classes, width
-        self.table = tag(nn.Parameter(torch.empty(num_classes + 1, width)), "no_decay")
+        self.table = nn.Parameter(torch.empty(num_classes + 1, width))
         # About the size of the noise embedding it is added to, so that neither drowns the other.
-        nn.init.normal_(self.table, std=0.5)
+        nn.init.normal_(tag(self.table, "no_decay"), std=0.5)
 
     def forward(self, labels: Tensor) -> Tensor:
         """Labels of shape (B,), int64 in [0, num_classes] -> (B, width).
@@ -104,6 +104,7 @@ class Conditioner(nn.Module):
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
+        self.width = width
         self.logsnr = ScalarEmbedding(width, *LOGSNR_FREQUENCIES)
         self.label = ClassEmbedding(num_classes, width) if num_classes else None
 
@@ -127,3 +128,6 @@ class Conditioner(nn.Module):
         else:
             total = total + self.label(labels)
         return F.silu(total)
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}"

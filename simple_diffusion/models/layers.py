@@ -16,8 +16,13 @@ from torch.nn import functional as F
 OptimGroup = Literal["decay", "no_decay"]
 
 
-def tag(parameter: nn.Parameter, group: OptimGroup) -> nn.Parameter:
-    """Mark a parameter with its optimiser group, and return it."""
+def tag(parameter: Tensor, group: OptimGroup) -> Tensor:
+    """Mark a parameter with its optimiser group, and return it.
+
+    After it is registered with its module: loaders that build networks without memory (diffusers,
+    accelerate) make a new parameter at that moment, and cannot take one with attributes.
+    """
+    assert isinstance(parameter, nn.Parameter)
     parameter.optim_group = group  # type: ignore[attr-defined]
     return parameter
 
@@ -65,14 +70,12 @@ def conv(
 
 
 def _initialise(weight: Tensor, bias: Tensor | None, fan_in: int, zero: bool) -> None:
-    assert isinstance(weight, nn.Parameter)
     tag(weight, "decay")
     if zero:
         nn.init.zeros_(weight)
     else:
         nn.init.normal_(weight, std=1 / math.sqrt(fan_in))
     if bias is not None:
-        assert isinstance(bias, nn.Parameter)
         nn.init.zeros_(tag(bias, "no_decay"))
 
 
@@ -100,8 +103,10 @@ class GroupNorm(nn.Module):
         self.groups = math.gcd(32, width)
         while self.groups > 1 and width // self.groups < 4:
             self.groups //= 2
-        self.weight = tag(nn.Parameter(torch.ones(width)), "no_decay")
-        self.bias = tag(nn.Parameter(torch.zeros(width)), "no_decay")
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        tag(self.weight, "no_decay")
+        tag(self.bias, "no_decay")
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, width, H, W) -> the same; float32 or better."""

@@ -26,8 +26,8 @@ class LearnedPositions(nn.Module):
     def __init__(self, side: int, width: int) -> None:
         super().__init__()
         self.side, self.width = side, width
-        self.table = tag(nn.Parameter(torch.empty(width, side, side)), "no_decay")
-        nn.init.normal_(self.table, std=0.02)
+        self.table = nn.Parameter(torch.empty(width, side, side))
+        nn.init.normal_(tag(self.table, "no_decay"), std=0.02)
 
     def forward(self, rows: int, columns: int) -> Tensor:
         """Positions for a grid, shape (rows·columns, width), float32 or the table's dtype."""

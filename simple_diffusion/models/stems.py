@@ -76,6 +76,7 @@ class Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, inputs, H, W) -> (B, width, H, W)."""
+        x = x.to(self.conv.weight.dtype)
         result: Tensor = self.conv(x if self.narrow is None else self.narrow(x))
         return result
 

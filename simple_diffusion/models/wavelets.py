@@ -25,7 +25,7 @@ def packet(x: Tensor, wavelet: Wavelet, steps: int) -> Tensor:
         steps: how many times the transform is applied, to every channel.
 
     Returns:
-        Shape (B, C·4^steps, H/2^steps, W/2^steps), the lowest bands first.
+        Shape (B, C·4^steps, H/2^steps, W/2^steps), the lowest band first.
     """
     for _ in range(steps):
         x = torch.cat(_split(x, wavelet, dim=-1), dim=1)

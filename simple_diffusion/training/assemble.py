@@ -21,17 +21,17 @@ from simple_diffusion.config import (
 )
 from simple_diffusion.models.attention import check_backend
 from simple_diffusion.models.uvit import UViT
+from simple_diffusion.training.data_facts import DataFacts
 from simple_diffusion.training.draws import Draws
 from simple_diffusion.training.ema import Ema
 from simple_diffusion.training.evaluator import Evaluator, SampleSettings, Sampling
 from simple_diffusion.training.optim import adamw, learning_rate
-from simple_diffusion.training.run_folder import RunError, claim_run_folder
+from simple_diffusion.training.run_folder import CHECKPOINTS, RunError, claim_run_folder
 from simple_diffusion.training.state import CheckpointStore
 from simple_diffusion.training.telemetry import MetricsFile
 from simple_diffusion.training.trainer import Intervals, Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CHECKPOINTS = "checkpoints"
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,7 @@ def assemble(config: RunConfig) -> Trainer:
         total_images=config.train.total_images,
         clip_norm=optim.clip_norm,
         identity={"data": train_set.fingerprint},
+        data=DataFacts.of(train_set, config.model.num_classes),
     )
 
 

@@ -32,6 +32,11 @@ def power_decay(exponent: float, images: int, previous: int) -> float:
     return (1.0 - (images - previous) / images) ** (exponent + 1.0)
 
 
+def ema_name(length: float) -> str:
+    """What an average is called in checkpoints and on the command line."""
+    return f"ema_{length:.3f}"
+
+
 class Ema:
     """One averaged copy of a network for each length.
 
@@ -44,7 +49,7 @@ class Ema:
 
     def __init__(self, network: nn.Module, lengths: Sequence[float], every_steps: int) -> None:
         self.every_steps = every_steps
-        self.exponents = {f"ema_{length:.3f}": power_exponent(length) for length in lengths}
+        self.exponents = {ema_name(length): power_exponent(length) for length in lengths}
         if len(self.exponents) < len(lengths):
             raise ValueError(f"ema.lengths {list(lengths)} must differ in the first three decimals")
         self.networks = {

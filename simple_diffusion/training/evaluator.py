@@ -16,10 +16,9 @@ from eval.wiener import yardstick
 from simple_diffusion.diffusion.generate import generate
 from simple_diffusion.diffusion.guidance import Network
 from simple_diffusion.diffusion.prediction import Prediction
-from simple_diffusion.diffusion.randomness import uniforms
 from simple_diffusion.diffusion.samplers import SAMPLERS, Spacing
 from simple_diffusion.diffusion.schedules import Schedule
-from simple_diffusion.training.grids import class_labels, save_grid
+from simple_diffusion.training.grids import grid_labels, save_grid
 from simple_diffusion.training.telemetry import MetricsFile
 from simple_diffusion.training.validation import validation_mse
 
@@ -188,7 +187,7 @@ class Evaluator:
         images = self.sampling.images(
             network.eval(),
             indices,
-            self._labels(indices),
+            grid_labels(self.seed, indices, self.class_counts, self.sampling.null_label),
             seed=self.seed,
             steps=steps,
             on_step=lambda _: check_stop(),
@@ -197,14 +196,6 @@ class Evaluator:
         images = self.accelerator.gather(images)[:num]
         if self.accelerator.is_main_process:
             save_grid(images, self.run_dir / "samples" / name)
-
-    def _labels(self, indices: Sequence[int]) -> Tensor | None:
-        null = self.sampling.null_label
-        if null is None:
-            return None
-        if not sum(self.class_counts):
-            return torch.full((len(indices),), null)
-        return class_labels(list(self.class_counts), uniforms(self.seed, "grid classes", indices))
 
     def _measure_yardstick(self) -> None:
         path = self.run_dir / "wiener.json"

@@ -1,6 +1,7 @@
 """Grids of images as PNG files."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from simple_diffusion.diffusion.generate import to_uint8
+from simple_diffusion.diffusion.randomness import uniforms
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
@@ -51,3 +53,24 @@ def class_labels(counts: list[int], quantiles: Tensor) -> Tensor:
     """
     edges = torch.tensor(counts, dtype=torch.float64).cumsum(0)
     return torch.searchsorted(edges / edges[-1], quantiles, right=True).clamp(max=len(counts) - 1)
+
+
+def grid_labels(
+    seed: int, indices: Sequence[int], counts: Sequence[int], null_label: int | None
+) -> Tensor | None:
+    """The class of image number i of a set, for each index: drawn in proportion to `counts`.
+
+    Args:
+        seed: names the set, as in `diffusion.generate.generate`.
+        indices: numbers of the images.
+        counts: images of each class; where they are all 0, the null class is given.
+        null_label: the null class; None for an unconditional network.
+
+    Returns:
+        int64, shape (len(indices),); None for an unconditional network.
+    """
+    if null_label is None:
+        return None
+    if not sum(counts):
+        return torch.full((len(indices),), null_label)
+    return class_labels(list(counts), uniforms(seed, "grid classes", indices))

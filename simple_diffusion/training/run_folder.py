@@ -9,6 +9,7 @@ from simple_diffusion.config import RunConfig
 from simple_diffusion.config_files import ConfigError, dump_config, load_config
 
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 # What the weights or the stream of samples depend on: it may not change within a run.
 FIXED = (
     "seed",

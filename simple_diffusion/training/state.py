@@ -154,6 +154,33 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def find_checkpoint(root: Path, images_seen: int | None = None) -> Checkpoint:
+    """A checkpoint to read from; nothing on the disk is changed, so training may go on meanwhile.
+
+    Args:
+        root: the folder of checkpoints.
+        images_seen: which one; None for the newest that is whole. Newer, damaged ones are reported.
+
+    Raises:
+        CheckpointError: there is none, not this one, or it is damaged.
+    """
+    candidates = CheckpointStore(root)._complete_names()
+    if not candidates:
+        raise CheckpointError(f"{root}: no checkpoint there yet; train the run first")
+    if images_seen is not None:
+        wanted = [path for path in candidates if int(path.name) == images_seen]
+        if not wanted:
+            there = ", ".join(str(int(path.name)) for path in candidates)
+            raise CheckpointError(f"{root}: no checkpoint at image {images_seen}; there are {there}")
+        return open_checkpoint(wanted[0])
+    for path in reversed(candidates):
+        damage = _damage(path)
+        if damage is None:
+            return open_checkpoint(path)
+        logger.warning("CHECKPOINT DAMAGED: %s; trying the one before", damage)
+    raise CheckpointError(f"{root}: every checkpoint is damaged; restore one from a copy")
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint folder.
 
@@ -194,8 +221,7 @@ def load_optimizer_tensors(
         by_name.setdefault(name, {})[key] = tensor
     for parameter, name in names.items():
         for key, tensor in by_name.get(name, {}).items():
-            like = tensor.clone() if key == "step" else tensor.to(parameter.device)
-            optimizer.state[parameter][key] = like
+            optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)
 
 
 def _describe(path: Path) -> dict[str, Any]:

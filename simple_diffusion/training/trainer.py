@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data_pipelines.loader import Batch as ImageBatch
 from simple_diffusion.diffusion.objectives import Batch, Objective
+from simple_diffusion.training.data_facts import DataFacts
 from simple_diffusion.training.draws import Draws
 from simple_diffusion.training.ema import Ema
 from simple_diffusion.training.evaluator import Evaluator
@@ -66,6 +67,7 @@ class Trainer:
         total_images: end of training.
         clip_norm: largest gradient norm.
         identity: what a checkpoint must agree on to be continued here (data, for one).
+        data: what checkpoints tell of the training set to those who sample and export.
     """
 
     accelerator: Accelerator
@@ -86,6 +88,7 @@ class Trainer:
     total_images: int
     clip_norm: float
     identity: dict[str, str]
+    data: DataFacts
     step: int = 0
     images_seen: int = 0
     replaced: int = 0
@@ -220,6 +223,7 @@ class Trainer:
                 "window": window,
                 "seconds": self._watch.seconds,
                 "identity": self.identity,
+                "data": self.data.to_state(),
                 "world_size": self.accelerator.num_processes,
                 "torch": torch.__version__,
             }

@@ -78,7 +78,7 @@ def test_constant_error_by_hand() -> None:
 
 @pytest.mark.parametrize("frequency", [(0, 0), (1, 0), (3, 5), (17, 2), (31, 30)])
 def test_frequency_response(frequency: tuple[int, int]) -> None:
-    """A plane wave of frequency f scores W(f) = Σ_s (1/s) Π H², H = sin(πkf)/(k sin(πf)), k = d/s."""
+    """A plane wave f scores Σ_s (1/s) Π H², with H = sin(πkf)/(k sin(πf)) and k = d/s."""
     side, smallest = 64, 8
     cycles = [f / side for f in frequency]
     position = torch.arange(side, dtype=torch.float64)

@@ -150,7 +150,7 @@ def test_levels_belong_to_images() -> None:
 
 def test_unknown_predictions_are_refused() -> None:
     z, level = pixel(0.0), torch.zeros(1)
-    with pytest.raises(ValueError, match="'epsilon'.*eps, x0, v, u"):
+    with pytest.raises(ValueError, match=r"'epsilon'.*eps, x0, v, u"):
         convert(z, z, level, "epsilon", "x0")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'x'"):
         convert(z, z, level, "x0", "x")  # type: ignore[arg-type]

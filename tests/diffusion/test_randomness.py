@@ -35,7 +35,7 @@ def by_integers(seed: int, purpose: str, position: int) -> int:
 
 
 def test_the_reference_itself_gives_the_published_splitmix64_numbers() -> None:
-    # the first outputs of splitmix64 for the state 1234567, from its author's C program
+    # widely published test vector: the first outputs of splitmix64 from the state 1234567
     state, published = 1234567, [6457827717110365317, 3203168211198807973, 9817491932198370423]
     for expected in published:
         state = (state + 0x9E3779B97F4A7C15) & MASK

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import plot_losses, write_report
+from eval.report import _smooth, plot_losses, write_report
 
 LOGSNR = [-4.0, 0.0, 4.0]
 BEFORE = [0.11, 0.42, 0.93]
@@ -142,7 +142,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.yaml").write_text(f"name: {HOSTILE}</pre></details>")
     lines = [validation_line(n, AFTER, weights=HOSTILE) for n in (0, 10)]
-    lines += [validation_line(10, BEFORE, weights="_plain")]
+    lines += [validation_line(10, BEFORE, weights=name) for name in ("_plain", "$\\frac$")]
     lines += [train_line(n, **{f"loss/{HOSTILE}": 0.5, "note": HOSTILE}) for n in (10, 20)]
     write_metrics(folder, lines)
     page = Page(write_report(folder))
@@ -188,12 +188,6 @@ def test_unreadable_lines_are_counted_and_the_rest_is_shown(run: Path) -> None:
     page = Page(write_report(run))
     assert f"{len(bad)} lines of metrics.jsonl could not be read" in page.text
     assert "777" in page.text
-
-
-def test_wall_time_adds_up_over_resumes(tmp_path: Path) -> None:
-    seconds = [30, 60, 10, 70]  # killed after a minute, resumed, 70 s more
-    write_metrics(tmp_path, [train_line(10 * i, seconds=s) for i, s in enumerate(seconds)])
-    assert "2 min 10 s" in Page(write_report(tmp_path)).text
 
 
 def test_the_best_weights_are_the_ones_shown(tmp_path: Path) -> None:
@@ -246,3 +240,12 @@ def test_missing_folder_is_refused(tmp_path: Path) -> None:
     for function in (write_report, plot_losses):
         with pytest.raises(ValueError, match="no such run folder"):
             function(tmp_path / "absent")
+
+
+def test_smoothed_curve_is_the_mean_of_its_neighbours() -> None:
+    values = np.random.default_rng(0).normal(size=200)
+    values[[3, 90]] = np.nan
+    expected = [np.nanmean(values[max(0, i - 5) : i + 6]) for i in range(200)]
+    assert _smooth(values) == pytest.approx(expected)
+    assert np.isnan(_smooth(np.full(4, np.nan))).all()
+    assert len(_smooth(np.empty(0))) == 0

@@ -1,0 +1,65 @@
+"""What a run remembers of its data, so that sampling and export do not need the data."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_pipelines.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Facts about a training set, kept in every checkpoint's state.
+
+    Attributes:
+        source: where the images came from, for people.
+        licence: note on what the images may be used for.
+        images: number of images.
+        classes: class names in the order of their labels.
+        class_counts: number of images of each class.
+    """
+
+    source: str
+    licence: str
+    images: int
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest, num_classes: int) -> "DataFacts":
+        """The facts of a shard set; an unconditional model (`num_classes` 0) needs no classes."""
+        return cls(
+            source=manifest.source,
+            licence=manifest.licence,
+            images=manifest.num_samples,
+            classes=manifest.classes if num_classes else (),
+            class_counts=manifest.class_counts if num_classes else (),
+        )
+
+    def to_state(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "DataFacts":
+        """Back from JSON values, which are not trusted.
+
+        Raises:
+            ValueError: a field is missing or of the wrong type.
+        """
+        facts = {name: state.get(name) for name in cls.__annotations__}
+        for name, kind in {"source": str, "licence": str, "images": int}.items():
+            if not isinstance(facts[name], kind):
+                raise ValueError(f"{name!r} must be a {kind.__name__}, not {facts[name]!r}")
+        names, counts = facts["classes"], facts["class_counts"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("'classes' must be a list of strings")
+        if not isinstance(counts, list) or not all(_is_count(count) for count in counts):
+            raise ValueError("'class_counts' must be a list of counts")
+        if len(names) != len(counts):
+            raise ValueError(f"{len(names)} 'classes', but {len(counts)} 'class_counts'")
+        return cls(**{**facts, "classes": tuple(names), "class_counts": tuple(counts)})
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62

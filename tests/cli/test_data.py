@@ -1,0 +1,91 @@
+"""`simple-diffusion data`: the exact forms that scripts rely on."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_pipelines.manifest import Manifest
+from simple_diffusion.cli.data import add_parser
+from tests.data_pipelines.samples import encode, photo, write_numbered_tars
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="simple-diffusion")
+    add_parser(top.add_subparsers(required=True))
+    return top
+
+
+def run(*arguments: str | Path) -> int:
+    args = parser().parse_args(["data", *map(str, arguments)])
+    code = args.func(args)
+    assert isinstance(code, int)
+    return code
+
+
+def test_folder_verify_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "src" / "cats").mkdir(parents=True)
+    for number in range(12):
+        (tmp_path / "src" / "cats" / f"{number}.png").write_bytes(encode(photo(20, 30, number)))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,class\n" + "".join(f"cats/{n}.png,c{n % 2}\n" for n in range(12)))
+    out = tmp_path / "out"
+    form = ("build", "folder", tmp_path / "src", out, "--size", "16", "--labels", labels)
+    assert run(*form, "--validation", "0.4", "--licence", "CC0") == 0
+    assert Manifest.load(out).classes == ("c0", "c1")
+    assert Manifest.load(out).licence == "CC0"
+    assert run(*form, "--validation", "0.4", "--licence", "CC0") == 0
+    assert "complete already" in capsys.readouterr().out
+    assert run("verify", out) == 0
+    assert capsys.readouterr().out.count("sound") == 2  # the held-out part as well
+    assert run("show", out, "--out", tmp_path / "s.png", "--num", "4", "--size", "32") == 0
+    assert Image.open(tmp_path / "s.png").size == (88, 148)
+    shard = out / "validation" / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert run("verify", out) == 1
+    assert "1 problems" in capsys.readouterr().out
+
+
+def test_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_numbered_tars(tmp_path, [2, 3])
+    assert run("index", tmp_path) == 0
+    assert "5 samples in 2 shards" in capsys.readouterr().out
+    assert Manifest.load(tmp_path).num_samples == 5
+
+
+def test_icons_options() -> None:
+    form = ["data", "build", "icons", "OUT", "--size", "64", "--sets", "material,octicons"]
+    args = parser().parse_args([*form, "--min_class", "5", "--validation", "0.05", "--overwrite"])
+    assert (args.out, args.size, args.sets) == ("OUT", 64, "material,octicons")
+    assert (args.min_class, args.validation, args.overwrite) == (5, 0.05, True)
+
+
+def test_icons_reach_the_builder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="icon sets are material, nope; choose"):
+        run("build", "icons", tmp_path / "out", "--size", "64", "--sets", "material, nope")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["", "build", "build icons", "build folder", "index", "verify", "show"],
+)
+def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args(["data", *verb.split(), "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    example = text.split("example:\n  simple-diffusion ")[1].split()
+    args = parser().parse_args(example)  # the example is itself valid
+    assert callable(args.func)
+
+
+def test_the_parser_is_light() -> None:
+    code = (
+        "import sys, argparse; from simple_diffusion.cli.data import add_parser; "
+        "add_parser(argparse.ArgumentParser().add_subparsers()); "
+        "sys.exit(bool({'torch', 'numpy', 'PIL', 'data_pipelines'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

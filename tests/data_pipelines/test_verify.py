@@ -1,0 +1,79 @@
+"""Verifying: silent on a sound set, and every kind of damage is found."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.index import index_shards
+from data_pipelines.manifest import ShardSetError
+from data_pipelines.verify import verify
+from tests.data_pipelines.samples import flat_png, write_numbered_tars, write_tar
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_numbered_tars(tmp_path, [4, 3])
+    index_shards(tmp_path, progress=False)
+    return tmp_path
+
+
+def test_sound(root: Path) -> None:
+    report = verify(root, progress=False)
+    assert (report.samples, report.problems, report.sound) == (7, (), True)
+    assert "7 samples decoded, sound" in str(report)
+
+
+def test_one_flipped_bit(root: Path) -> None:
+    path = root / "set-001.tar"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # in the padding: no sample is touched
+    path.write_bytes(data)
+    report = verify(root, progress=False)
+    assert report.samples == 7
+    assert [p.split(": ", 1)[1] for p in report.problems] == ["its checksum is not the manifest's"]
+
+
+def test_missing_cut_and_replaced_shards(root: Path) -> None:
+    (root / "set-000.tar").unlink()
+    (problem, *_) = verify(root, progress=False).problems
+    assert "set-000.tar: cannot be read (No such file" in problem
+    (root / "set-000.tar").write_bytes((root / "set-001.tar").read_bytes()[:700])
+    problems = verify(root, progress=False).problems
+    assert "set-000.tar: 700 bytes; the manifest says 10240" in problems[0]
+    assert "set-000.tar: not a whole" in problems[1]
+    write_numbered_tars(root, [5])
+    problems = verify(root, progress=False).problems
+    assert any("set-000.tar: 5 samples; the manifest says 4" in p for p in problems)
+    assert any("class 'class 1': 3 samples; the manifest says 2" in p for p in problems)
+
+
+def test_bad_samples(tmp_path: Path) -> None:
+    size = json.dumps({"width": 8, "height": 9}).encode()
+    members = [
+        ("a.png", b"text"),
+        ("b.png", flat_png(1)), ("b.json", size),
+        ("c.png", flat_png(1)), ("c.json", b'{"class": "x"}'),
+        ("d.json", b"{}"),
+        ("e.png", flat_png(1)),
+    ]  # fmt: skip
+    write_tar(tmp_path / "a.tar", members)
+    index_shards(tmp_path, progress=False)
+    path = tmp_path / "manifest.json"
+    document = json.loads(path.read_text())
+    document.update(classes=["y"], class_counts=[1])
+    path.write_text(json.dumps(document))
+    report = verify(tmp_path, progress=False)
+    assert report.samples == 1
+    assert sorted(problem.removeprefix("a.tar: sample ") for problem in report.problems) == [
+        "'a': not a file of a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF)",
+        "'b': 8 x 8 pixels; its .json says 8 x 9",
+        "'c': class 'x' is not in the manifest",
+        "'d': no image (.jpg, .jpeg, .png, .webp, .bmp, .gif, .tif, .tiff) among its members",
+        "class 'y': 0 samples; the manifest says 1",
+    ]
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ShardSetError, match=r"manifest\.json: missing"):
+        verify(tmp_path, progress=False)

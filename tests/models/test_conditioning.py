@@ -1,0 +1,65 @@
+"""Embeddings of the log-SNR and of classes."""
+
+import math
+
+import pytest
+import torch
+
+from simple_diffusion.models.conditioning import (
+    LOGSNR_FREQUENCIES,
+    ClassEmbedding,
+    Conditioner,
+    ScalarEmbedding,
+)
+
+
+def test_fourier_features_equal_formula() -> None:
+    embedding = ScalarEmbedding(4, 0.5, 8.0, features=6)
+    features = embedding.fourier(torch.tensor([1.7], dtype=torch.float64))[0]
+    expected = [f(1.7 * w) for f in (math.cos, math.sin) for w in (0.5, 2.0, 8.0)]
+    torch.testing.assert_close(features, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_noise_levels_are_told_apart_over_the_whole_range() -> None:
+    embedding = ScalarEmbedding(4, *LOGSNR_FREQUENCIES)
+    logsnr = torch.linspace(-30, 30, 601)
+    apart = torch.cdist(embedding.fourier(logsnr), embedding.fourier(logsnr))
+    near = (logsnr[:, None] - logsnr).abs() < 0.05
+    assert apart[~near].min() > 0.5  # 0.1 apart in λ, out of a norm of 11
+
+
+def test_embedding_ignores_autocast() -> None:
+    conditioner = Conditioner(16, 0)
+    logsnr = torch.tensor([-21.3, 0.01, 20.03])
+    plain = conditioner(logsnr, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = conditioner(logsnr, None)
+    assert cast.dtype == torch.float32
+    assert torch.equal(cast, plain)
+
+
+def test_classes_add_to_the_noise_embedding() -> None:
+    conditioner = Conditioner(16, 3)
+    assert conditioner.label is not None
+    labels = torch.tensor([2, 3, 0])
+    logsnr = torch.tensor([1.0, 2.0, 3.0])
+    expected = conditioner.logsnr(logsnr) + conditioner.label.table[labels]
+    torch.testing.assert_close(
+        conditioner(logsnr, labels), torch.nn.functional.silu(expected), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("bad", [[0, 4], [-1, 0]])
+def test_label_out_of_range(bad: list[int]) -> None:
+    embedding = ClassEmbedding(3, 8)
+    assert embedding(torch.tensor([0, 3])).shape == (2, 8)
+    with pytest.raises(ValueError, match=r"labels: got values from .* num_classes=3"):
+        embedding(torch.tensor(bad))
+
+
+def test_labels_must_match_the_kind_of_network() -> None:
+    logsnr = torch.zeros(2)
+    with pytest.raises(ValueError, match="labels: this network has num_classes=3"):
+        Conditioner(8, 3)(logsnr, None)
+    with pytest.raises(ValueError, match="unconditional network"):
+        Conditioner(8, 0)(logsnr, torch.zeros(2, dtype=torch.long))

@@ -1,0 +1,239 @@
+"""Whole runs: resumed exactly, split over micro-batches and processes, refused where need be."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from simple_diffusion.config_files import load_config
+from simple_diffusion.training.assemble import assemble
+from simple_diffusion.training.run_folder import RunError
+from simple_diffusion.training.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
+from simple_diffusion.training.state import CheckpointError
+from simple_diffusion.training.trainer import TrainingError
+from tests.training.runs import ENVIRONMENT, command, last_tensors, metrics, train
+
+pytestmark = pytest.mark.integration
+WriteConfig = Callable[..., Path]
+KILLS = 10
+
+
+def run_here(config: Path, *overrides: str) -> Path:
+    """Train in this process; returns the run folder."""
+    loaded = load_config(config, overrides)
+    assemble(loaded).run()
+    return Path(loaded.run_dir)
+
+
+def assert_same(first: Path, second: Path) -> None:
+    assert metrics(first) == metrics(second)
+    ours, theirs = last_tensors(first), last_tensors(second)
+    assert ours.keys() == theirs.keys()
+    assert any(name.startswith("optimizer/") for name in ours)
+    assert any(name.startswith("ema_") for name in ours)
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+    for name in ("final.png", "000000000080.png"):
+        assert (first / "samples" / name).read_bytes() == (second / "samples" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> None:
+    """The runs compared bit for bit use as many threads as the other processes."""
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("one_thread")
+class TestResume:
+    """The same command again gives the run that was never stopped."""
+
+    def test_killed_at_arbitrary_moments(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
+        config = tiny_config(checkpoint={"every_images": 16})
+        unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+        begun = time.monotonic()
+        assert train(config, f"--run_dir={unbroken}").returncode == 0
+        length = time.monotonic() - begun
+        moments = random.Random(0)
+        for _ in range(KILLS):
+            process = subprocess.Popen(
+                command(config, f"--run_dir={broken}"),
+                env=ENVIRONMENT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            self._kill_within(process, broken, moments, length)
+        finished = train(config, f"--run_dir={broken}")
+        assert finished.returncode == 0, finished.stderr
+        assert_same(unbroken, broken)
+
+    @staticmethod
+    def _kill_within(
+        process: subprocess.Popen[bytes], run: Path, moments: random.Random, length: float
+    ) -> None:
+        """Wait for training to be under way, then kill at a moment within a few steps and saves."""
+        before = (run / "metrics.jsonl").stat().st_mtime if run.is_dir() else 0.0
+        deadline = time.monotonic() + 10 * length
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = run / "metrics.jsonl"
+            if lines.exists() and lines.stat().st_mtime > before:
+                break
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    @pytest.mark.parametrize(
+        ("number", "code"),
+        [(signal.SIGTERM, EXIT_REQUEUE), (signal.SIGINT, EXIT_INTERRUPTED)],
+    )
+    def test_signals_save_and_exit(
+        self, tiny_config: WriteConfig, tmp_path: Path, number: signal.Signals, code: int
+    ) -> None:
+        config = tiny_config(log={"every_images": 8}, train={"total_images": 1600})
+        run = tmp_path / "run"
+        process = subprocess.Popen(
+            command(config), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        )
+        while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 5:
+            time.sleep(0.02)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert "saved; the same command resumes" in output
+        newest = max((run / "checkpoints").iterdir())
+        assert json.loads((newest / "state.json").read_text())["images_seen"] % 8 == 0
+        assert f"at image {int(newest.name)}" in output
+
+    def test_interrupted_validation_is_done_again(
+        self, tiny_config: WriteConfig, tmp_path: Path
+    ) -> None:
+        config = tiny_config()
+        unbroken = run_here(config, f"--run_dir={tmp_path / 'unbroken'}")
+        broken = f"--run_dir={tmp_path / 'broken'}"
+        trainer = assemble(load_config(config, [broken]))
+        draw = trainer.evaluator.draw
+
+        def stopped_while_drawing(*args: object) -> None:
+            trainer._stop.received = signal.SIGTERM
+            draw(*args)  # type: ignore[arg-type]
+
+        object.__setattr__(trainer.evaluator, "draw", stopped_while_drawing)
+        assert trainer.run().received == signal.SIGTERM
+        assert trainer.images_seen == 80
+        assert_same(unbroken, run_here(config, broken))
+
+    def test_truncated_newest_falls_back(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
+        config = tiny_config()
+        unbroken = run_here(config, f"--run_dir={tmp_path / 'unbroken'}")
+        broken = run_here(config, f"--run_dir={tmp_path / 'broken'}")
+        weights = max((broken / "checkpoints").iterdir()) / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-10])
+        run_here(config, f"--run_dir={broken}")
+        assert_same(unbroken, broken)
+
+    def test_finished_run_is_left_alone(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
+        config = tiny_config()
+        run = run_here(config)
+        before = (run / "metrics.jsonl").read_bytes()
+        run_here(config)
+        assert (run / "metrics.jsonl").read_bytes() == before
+
+
+class TestRefusals:
+    """What cannot be continued is refused, with the difference."""
+
+    def test_other_model(self, tiny_config: WriteConfig) -> None:
+        config = tiny_config(train={"total_images": 16})
+        run_here(config)
+        with pytest.raises(RunError, match=r"(?s)model.depth: 1 -> 2.*schedule.type") as error:
+            run_here(config, "--model.depth=2", "--schedule.type=rectified_flow", "--optim.lr=1")
+        assert "optim.lr" not in str(error.value)
+
+    def test_other_data(self, tiny_config: WriteConfig, tiny_shards: Path) -> None:
+        config = tiny_config(train={"total_images": 16})
+        run_here(config)
+        with pytest.raises(CheckpointError, match="the run's data was"):
+            run_here(config, f"--data.path={tiny_shards / 'validation'}")
+
+    def test_folder_of_something_else(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work" / "thesis.tex").write_text("")
+        with pytest.raises(RunError, match="not empty and holds no run to resume"):
+            run_here(tiny_config(), f"--run_dir={tmp_path / 'work'}")
+
+    def test_lost_checkpoints(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
+        config = tiny_config(train={"total_images": 32})
+        run = run_here(config)
+        (run / "checkpoints").rename(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError, match="holds no checkpoint"):
+            run_here(config)
+
+    def test_too_many_classes(self, tiny_config: WriteConfig) -> None:
+        with pytest.raises(RunError, match=r"has 3 classes.*--model.num_classes=3"):
+            run_here(tiny_config(model={"num_classes": 2}))
+
+    def test_exploding_loss_keeps_the_last_good_checkpoint(self, tiny_config: WriteConfig) -> None:
+        config = tiny_config(log={"every_images": 8}, checkpoint={"every_images": 8})
+        trainer = assemble(load_config(config))
+        objective = trainer.objective
+
+        def explode(network: object, batch: object) -> object:
+            losses = objective(network, batch)  # type: ignore[arg-type]
+            if trainer.images_seen >= 40:
+                losses.loss.mul_(float("nan"))
+            return losses
+
+        trainer.objective = explode  # type: ignore[assignment]
+        with pytest.raises(TrainingError, match=r"not finite.*newest checkpoint is .*000000000040"):
+            trainer.run()
+
+
+class TestSplitting:
+    """The same images make the same step, however they are split."""
+
+    def test_micro_batches_equal_the_whole(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
+        short = {"total_images": 80}
+        whole = run_here(tiny_config(train=short), f"--run_dir={tmp_path / 'whole'}")
+        # 3 does not divide 8: the last micro-batch is smaller, and must not count for more.
+        split = run_here(
+            tiny_config(train=short | {"micro_batch_size": 3}), f"--run_dir={tmp_path / 'split'}"
+        )
+        for one, other in zip(metrics(whole), metrics(split), strict=True):
+            assert one.pop("kind") == other.pop("kind")
+            one.pop("weights", None)
+            for name, value in one.items():
+                assert other[name] == pytest.approx(value, rel=1e-3), name
+        weights, others = last_tensors(whole), last_tensors(split)
+        assert all(
+            torch.allclose(weights[n], others[n], atol=1e-4) for n in weights if "model" in n
+        )
+
+    def test_two_processes_equal_one(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
+        config = tiny_config(train={"total_images": 400}, checkpoint={"every_images": 400})
+        one, two = tmp_path / "one", tmp_path / "two"
+        assert train(config, f"--run_dir={one}").returncode == 0
+        result = train(config, f"--run_dir={two}", processes=2)
+        assert result.returncode == 0, result.stderr
+        ours = [line for line in metrics(one) if line["kind"] == "train"]
+        theirs = [line for line in metrics(two) if line["kind"] == "train"]
+        assert len(ours) == len(theirs) == 16
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine["lr"] == other["lr"]
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        weights, others = last_tensors(one), last_tensors(two)
+        for name in weights:
+            scale = weights[name].abs().max().clamp(min=1e-6)
+            if name.startswith(("model/", "ema_")):
+                assert (weights[name] - others[name]).abs().max() / scale < 1e-3, name
+
+    def test_batch_must_divide(self, tiny_config: WriteConfig) -> None:
+        result = train(tiny_config(train={"batch_size": 7}), processes=2)
+        assert result.returncode != 0
+        assert "train.batch_size 7 is not divisible by the 2 processes" in result.stderr
+        assert "Traceback" not in result.stderr.split("Root Cause")[0].split("error:")[0]
