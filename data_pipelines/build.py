@@ -263,7 +263,8 @@ class _ShardWriter:
             self._folder.mkdir(parents=True, exist_ok=True)
             name = f"shard-{len(self.shards):06d}.tar"
             self._file = _HashedFile(self._folder / name)
-            self._tar = TarWriter(self._file, user="", group="", mtime=0.0, encoder=False)
+            # An integer time: a float would cost 1.5 KiB of extended header per member.
+            self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
         known = {"class": sample.class_, "caption": sample.caption}
         metadata: dict[str, str | int]
         metadata = {name: value for name, value in known.items() if value is not None}

@@ -13,9 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines.exif import jpeg_orientation
 
 MAX_PIXELS = 2**27  # 134 million: above any phone's usual mode, 400 MB once decoded
-# Format -> extension. JPEG is here for its CMYK files; the others come to simplejpeg.
+# Format -> extension, of what is not JPEG.
 _PILLOW_FORMATS = {
-    "JPEG": "jpg",
     "PNG": "png",
     "WEBP": "webp",
     "GIF": "gif",
@@ -139,7 +138,7 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
         DecodeError: As `decode`, but damage behind the header goes unnoticed.
     """
     if data[:3] == b"\xff\xd8\xff":
-        width, height, *_ = _jpeg_header(data, max_pixels)
+        width, height, _ = _jpeg_header(data, max_pixels)
         orientation, extension = jpeg_orientation(data), "jpg"
     else:
         image = _open_with_pillow(data, max_pixels)
@@ -157,19 +156,17 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError(f"{width} x {height} pixels; the limit is {max_pixels} in all")
 
 
-def _jpeg_header(data: bytes, max_pixels: int) -> tuple[int, int, str, str]:
+def _jpeg_header(data: bytes, max_pixels: int) -> tuple[int, int, str]:
     try:
-        height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
+        height, width, _, subsampling = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise DecodeError(f"damaged JPEG ({error})") from None
     _check_pixels(width, height, max_pixels)
-    return width, height, colorspace, subsampling
+    return width, height, subsampling
 
 
 def _decode_jpeg(data: bytes, covering: int | None, max_pixels: int) -> tuple[Pixels, int]:
-    width, height, colorspace, subsampling = _jpeg_header(data, max_pixels)
-    if colorspace in ("CMYK", "YCCK"):  # Pillow knows Adobe's inverted inks
-        return _decode_with_pillow(data, max_pixels)
+    width, height, subsampling = _jpeg_header(data, max_pixels)
     least = (covering or 0) * _RESERVE.get(subsampling, 4)
     if least > min(width, height):
         least = 0  # full size
@@ -186,7 +183,9 @@ def _open_with_pillow(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DecodeError(f"too large: {error}") from None
     except UnidentifiedImageError:
-        raise DecodeError(f"not a file of a known format ({', '.join(_PILLOW_FORMATS)})") from None
+        raise DecodeError(
+            f"not a file of a known format (JPEG, {', '.join(_PILLOW_FORMATS)})"
+        ) from None
     except Exception as error:  # hostile bytes raise nearly anything in the format plug-ins
         raise DecodeError(f"damaged header ({_brief(error)})") from None
     _check_pixels(*image.size, max_pixels)

@@ -1,8 +1,10 @@
 """A shard set as a torch DataLoader that starts anywhere: order -> shards -> decode -> batches."""
 
 import logging
+import os
 import resource
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -276,9 +278,21 @@ def _as_is(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Leaves signals to the main process: a worker that they kill would take the run with it."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    """Leaves signals to the main process: a worker that they kill would take the run with it.
+
+    Schedulers and terminals signal the whole process group. SIGTERM must not simply be ignored,
+    though: it is how the main process ends its workers when it exits, and it waits for them.
+    """
+    for name in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_exit_when_the_parent_says_so, daemon=True).start()
+
+
+def _exit_when_the_parent_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _open_reader(root: Path, manifest: Manifest, wanted: int) -> ShardReader:

@@ -1,28 +1,11 @@
 """AdamW over the groups that layers are tagged with, and a learning rate in images."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups by the `optim_group` tag that each parameter got where its layer was made.
-
-    Raises:
-        ValueError: for a parameter without a known tag, which would silently miss its decay.
-    """
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
-    for name, parameter in network.named_parameters():
-        tag = getattr(parameter, "optim_group", None)
-        if tag not in groups:
-            raise ValueError(f"parameter {name} has optim_group {tag!r}, not decay or no_decay")
-        groups[tag].append(parameter)
-    return [
-        {"params": groups["decay"], "weight_decay": weight_decay},
-        {"params": groups["no_decay"], "weight_decay": 0.0},
-    ]
+from simple_diffusion.models.layers import optim_groups
 
 
 def adamw(
@@ -33,8 +16,15 @@ def adamw(
     eps: float,
     weight_decay: float,
 ) -> torch.optim.AdamW:
-    """The fused AdamW; its rate is set before every step."""
-    groups = parameter_groups(network, weight_decay)
+    """The fused AdamW over the groups that the network's layers are tagged with.
+
+    `lr` is where it starts; `set_learning_rate` changes it before every step.
+    """
+    by_tag = optim_groups(network)
+    groups = [
+        {"params": by_tag["decay"], "weight_decay": weight_decay},
+        {"params": by_tag["no_decay"], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
 
 

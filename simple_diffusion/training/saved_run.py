@@ -67,9 +67,7 @@ class SavedRun:
         return network.to(device).eval().requires_grad_(False)
 
 
-def open_run(
-    run_dir: Path, weights: str | None = None, images_seen: int | None = None
-) -> SavedRun:
+def open_run(run_dir: Path, weights: str | None = None, images_seen: int | None = None) -> SavedRun:
     """Open a run, which may still be training.
 
     Args:

@@ -171,7 +171,9 @@ def find_checkpoint(root: Path, images_seen: int | None = None) -> Checkpoint:
         wanted = [path for path in candidates if int(path.name) == images_seen]
         if not wanted:
             there = ", ".join(str(int(path.name)) for path in candidates)
-            raise CheckpointError(f"{root}: no checkpoint at image {images_seen}; there are {there}")
+            raise CheckpointError(
+                f"{root}: no checkpoint at image {images_seen}; there are {there}"
+            )
         return open_checkpoint(wanted[0])
     for path in reversed(candidates):
         damage = _damage(path)

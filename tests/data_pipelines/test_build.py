@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ def test_what_is_written(tmp_path: Path) -> None:
     for shard in manifest.shards:
         data = (tmp_path / "set" / shard.path).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
+    with tarfile.open(tmp_path / "set" / manifest.shards[2].path) as tar:
+        members = tar.getmembers()
+    assert [member.offset for member in members[:2]] == [0, 512 + 512]  # no extended headers
+    assert {(m.mtime, m.uid, m.uname, m.gname) for m in members} == {(0, 0, "", "")}
     sample = ShardReader(tmp_path / "set", manifest).read(2, 3)
     assert (sample.key, sample.image, sample.class_) == ("folder/s23", flat_png(23), "bee")
     assert (sample.caption, sample.width, sample.height) == ("text 23", 8, 8)

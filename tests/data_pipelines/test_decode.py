@@ -147,6 +147,15 @@ def test_cmyk(form: str) -> None:
     assert np.abs(np.array(dark) - 100).max() <= 4
 
 
+@pytest.mark.parametrize("transform", [0, 2])  # CMYK, YCCK
+def test_adobe_cmyk_jpeg_equals_pillow(transform: int) -> None:
+    inks = np.concatenate([photo(64, 64, 1), photo(64, 64, 2)[..., :1] // 2], axis=2)
+    data = bytearray(save(Image.fromarray(inks, "CMYK"), "JPEG", quality=95))
+    data[data.index(b"\xff\xee\x00\x0eAdobe") + 15] = transform
+    difference = to_array(decode(bytes(data), 64)).astype(int) - by_pillow(bytes(data), 64)
+    assert np.abs(difference).max() <= 3
+
+
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled_not_clipped(form: str) -> None:
     levels = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import multiprocessing
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,32 @@ def test_ragged_shards_never_run_dry(root: Path) -> None:
     assert len(set(keys)) == len(keys) == TOTAL - TOTAL % 4
 
 
+def test_workers_outlive_a_signal_to_the_group(root: Path) -> None:
+    whole = rows(list(loader(root)))
+    found = []
+    for step, batch in enumerate(loader(root, workers=2)):
+        found += rows([batch])
+        if step == 1:
+            workers = [str(child.pid) for child in multiprocessing.active_children()]
+            assert len(workers) == 2
+            for name in ("TERM", "INT", "USR1"):  # sent by another process
+                subprocess.run(["kill", f"-{name}", *workers], check=True)
+    assert found == whole
+
+
+def test_workers_end_with_the_main_process(root: Path) -> None:
+    """An exception that keeps the iterator alive must not leave the process waiting for ever."""
+    code = (
+        "import sys; from data_pipelines.loader import make_loader\n"
+        "batches = iter(make_loader(sys.argv[1], image_size=8, batch_size=8, total_images=800,"
+        " seed=0, workers=2)); next(batches); raise SystemError('a bug')"
+    )
+    command = [sys.executable, "-c", code, str(root)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("SystemError: a bug\n")
+
+
 def test_nothing_left_to_do(root: Path) -> None:
     assert list(loader(root, images_seen=64, total_images=64)) == []
 
@@ -111,7 +140,12 @@ def test_random_crops_depend_on_seed_and_position_only(tmp_path: Path) -> None:
         }
 
     whole, two = images_of(), images_of(batch_size=4, workers=1)
+    batches = loader(tmp_path, total_images=32)
+    keys = {int(g): key for b in batches for g, key in zip(b.positions, b.keys, strict=True)}
     assert all(torch.equal(whole[g], two[g]) for g in range(32))
+    # The same image comes with another crop in the next epoch.
+    again = {key: [g for g in keys if keys[g] == key] for key in keys.values()}
+    assert sum(torch.equal(whole[a], whole[b]) for a, b, *_ in again.values()) < 4
     centred, reseeded = images_of(random_crop=False), images_of(seed=6)
     assert sum(torch.equal(whole[g], centred[g]) for g in range(32)) < 8
     assert sum(torch.equal(whole[g], reseeded[g]) for g in range(32)) < 8

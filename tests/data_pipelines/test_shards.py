@@ -90,11 +90,13 @@ def whole_tar() -> bytes:
 
 
 def with_size(field: bytes) -> bytes:
-    """The tar with another size in its first header, checksum mended."""
+    """The tar with another size in its second header, checksum mended."""
     data = bytearray(whole_tar())
-    data[124:136] = field
-    data[148:156] = b" " * 8
-    data[148:156] = b"%06o\0 " % sum(data[:512])
+    header = data[1024:1536]
+    header[124:136] = field
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[1024:1536] = header
     return bytes(data)
 
 
@@ -109,7 +111,7 @@ def with_size(field: bytes) -> bytes:
         whole_tar()[:1024] + b"x" * 512 + whole_tar()[1536:],
         with_size(b"77777777777\0"),
         with_size(b"\xff" * 12),  # -1 in base 256
-        with_size(b"\xff" * 10 + b"\xfc\x00"),  # -1024: points back to the first header
+        with_size(b"\xff" * 10 + b"\xfe\x00"),  # -512: leads back to the same header
     ],
     ids=["empty", "text", "gzip", "cut_member", "cut_header", "garbage", "huge", "neg", "loop"],
 )

@@ -23,8 +23,12 @@ def test_alpha_and_sigma_keep_relative_precision(
 ) -> None:
     alpha, sigma = alpha_sigma(torch.tensor([level], dtype=dtype))
     # 1/(1+e^-λ) is well conditioned for either sign: a relative comparison is fair at ±25
-    assert alpha.item() == pytest.approx(1.0 / math.sqrt(1.0 + math.exp(-level)), rel=tolerance)
-    assert sigma.item() == pytest.approx(1.0 / math.sqrt(1.0 + math.exp(level)), rel=tolerance)
+    assert alpha.item() == pytest.approx(
+        1.0 / math.sqrt(1.0 + math.exp(-level)), rel=tolerance, abs=0.0
+    )
+    assert sigma.item() == pytest.approx(
+        1.0 / math.sqrt(1.0 + math.exp(level)), rel=tolerance, abs=0.0
+    )
 
 
 def test_variance_preserving_and_log_ratio() -> None:
@@ -48,7 +52,7 @@ def test_tau_is_sigma_over_alpha_plus_sigma(
 ) -> None:
     tau = tau_from_logsnr(torch.tensor(level, dtype=dtype)).item()
     # σ/(α+σ) = 1/(1 + α/σ), and α/σ = e^(λ/2)
-    assert tau == pytest.approx(1.0 / (1.0 + math.exp(0.5 * level)), rel=tolerance)
+    assert tau == pytest.approx(1.0 / (1.0 + math.exp(0.5 * level)), rel=tolerance, abs=0.0)
 
 
 def test_logsnr_from_tau_by_hand_and_round_trip() -> None:

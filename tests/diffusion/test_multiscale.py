@@ -62,7 +62,7 @@ def test_equals_scalar_loops(shape: tuple[int, ...], smallest: int) -> None:
     error = noise(*shape)
     loss = multiscale_loss(error, smallest)
     assert loss.shape == shape[:1]
-    assert loss.tolist() == pytest.approx(by_loops(error, smallest), rel=1e-12)
+    assert loss.tolist() == pytest.approx(by_loops(error, smallest), rel=1e-12, abs=0.0)
 
 
 def test_one_scale_is_mean_squared_error_over_the_side() -> None:
@@ -92,7 +92,9 @@ def test_frequency_response(frequency: tuple[int, int]) -> None:
             if f:
                 response *= math.sin(math.pi * k * f) / (k * math.sin(math.pi * f))
         expected += response**2 / size
-    assert 2.0 * multiscale_loss(wave, smallest).item() == pytest.approx(expected, rel=1e-12)
+    assert 2.0 * multiscale_loss(wave, smallest).item() == pytest.approx(
+        expected, rel=1e-12, abs=0.0
+    )
 
 
 @pytest.mark.parametrize("side", [64, 128])
@@ -100,14 +102,14 @@ def test_white_error_counts_for_little(side: int) -> None:
     """White error is worth (2d - 32)/d² of its mean square: each pooling divides it by k²."""
     loss = multiscale_loss(noise(24, 3, side, side), 32).mean().item()
     # the coarsest scale has 24 x 3 x 32² = 74k numbers: .5% relative standard error
-    assert loss == pytest.approx((2 * side - 32) / side**2, rel=0.02)
+    assert loss == pytest.approx((2 * side - 32) / side**2, rel=0.02, abs=0.0)
 
 
 def test_half_precision_is_measured_in_float32() -> None:
     error = noise(2, 3, 64, 64).bfloat16()
     loss = multiscale_loss(error, 32)
     assert loss.dtype == torch.float32
-    assert loss.tolist() == pytest.approx(by_loops(error.double(), 32), rel=1e-5)
+    assert loss.tolist() == pytest.approx(by_loops(error.double(), 32), rel=1e-5, abs=0.0)
 
 
 def test_scales() -> None:

@@ -102,8 +102,10 @@ def test_grid_levels_are_consistent(schedule: Schedule, spacing: Spacing) -> Non
     assert levels[-1].logsnr == pytest.approx(2.0, abs=1e-9)
     for level in levels:
         assert logsnr_at(schedule, level.t) == pytest.approx(level.logsnr, abs=1e-6)
-        assert (level.alpha, level.sigma) == pytest.approx(scales(level.logsnr), rel=1e-12)
-        assert level.tau == pytest.approx(1.0 / (1.0 + math.exp(0.5 * level.logsnr)), rel=1e-9)
+        assert (level.alpha, level.sigma) == pytest.approx(scales(level.logsnr), rel=1e-12, abs=0.0)
+        assert level.tau == pytest.approx(
+            1.0 / (1.0 + math.exp(0.5 * level.logsnr)), rel=1e-9, abs=0.0
+        )
     assert all(now.t > after.t and now.logsnr < after.logsnr for now, after in pairwise(levels))
 
 
@@ -208,7 +210,7 @@ def test_ancestral_step_against_joint_gaussian_conditioning(first: float, end: f
         expected, lower, upper = step_conditioned(x0_pixel, z_pixel, first, end)
         assert mean_pixel == pytest.approx(expected, abs=1e-10)
         # a fifth of the way from the lower to the upper bound in the logarithm
-        assert std_pixel**2 == pytest.approx(lower**0.8 * upper**0.2, rel=1e-8)
+        assert std_pixel**2 == pytest.approx(lower**0.8 * upper**0.2, rel=1e-8, abs=0.0)
 
 
 @each_schedule

@@ -143,7 +143,7 @@ def test_pooling_multiplies_the_measured_snr(schedule: Schedule, factor: int) ->
         # mean's own error, 1/sqrt(n SNR) relative, joins it at the noisy end
         expected = factor**2 * math.exp(logsnr.item())
         error = math.sqrt(2.0 / pooled.numel()) + 2.0 / math.sqrt(pooled.numel() * expected * 0.49)
-        assert snr.item() == pytest.approx(expected, rel=4.0 * error)
+        assert snr.item() == pytest.approx(expected, rel=4.0 * error, abs=0.0)
 
 
 @each_schedule
@@ -279,7 +279,9 @@ def test_rectified_flow_is_affine_in_tau_and_never_flat() -> None:
     first, last = 1.0 / (1.0 + math.exp(8.5)), 1.0 / (1.0 + math.exp(-4.5))
     np.testing.assert_allclose(tau, first + (last - first) * t.numpy(), atol=1e-14)
     # a clamped schedule would have a zero derivative here; -2w/(τ(1-τ)) is about -2/τ0 at t = 0
-    assert RectifiedFlow().derivative(times(2))[0].item() == pytest.approx(-3614.0, rel=1e-3)
+    assert RectifiedFlow().derivative(times(2))[0].item() == pytest.approx(
+        -3614.0, rel=1e-3, abs=0.0
+    )
 
 
 def test_interpolated_between_shifts() -> None:

@@ -65,7 +65,7 @@ def test_weights_agree_once_mapped_to_x0(weighting: Weighting) -> None:
             weight * SQUARED_FACTOR[loss](level)
             for weight, level in zip(at(weighting, loss), LEVELS, strict=True)
         ]
-        assert mapped == pytest.approx(on_x0, rel=1e-12)
+        assert mapped == pytest.approx(on_x0, rel=1e-12, abs=0.0)
 
 
 def sigmoid_forms(bias: float) -> dict[Prediction, ClosedForm]:
@@ -82,7 +82,7 @@ def sigmoid_forms(bias: float) -> dict[Prediction, ClosedForm]:
 @pytest.mark.parametrize("loss", PREDICTIONS)
 def test_sigmoid_in_closed_form(bias: float, loss: Prediction) -> None:
     expected = [sigmoid_forms(bias)[loss](level) for level in LEVELS]
-    assert at(Sigmoid(bias), loss) == pytest.approx(expected, rel=1e-12)
+    assert at(Sigmoid(bias), loss) == pytest.approx(expected, rel=1e-12, abs=0.0)
 
 
 def min_snr_forms(gamma: float) -> dict[Prediction, ClosedForm]:
@@ -98,7 +98,7 @@ def min_snr_forms(gamma: float) -> dict[Prediction, ClosedForm]:
 @pytest.mark.parametrize("loss", PREDICTIONS)
 def test_min_snr_in_closed_form(gamma: float, loss: Prediction) -> None:
     expected = [min_snr_forms(gamma)[loss](level) for level in LEVELS]
-    assert at(MinSNR(gamma), loss) == pytest.approx(expected, rel=1e-12)
+    assert at(MinSNR(gamma), loss) == pytest.approx(expected, rel=1e-12, abs=0.0)
 
 
 @pytest.mark.parametrize("loss", PREDICTIONS)
@@ -112,7 +112,7 @@ def test_float32_is_finite_positive_and_close(weighting: Weighting, loss: Predic
     single = at(weighting, loss, torch.float32)
     assert all(math.isfinite(weight) and weight > 0.0 for weight in single)
     # an exponential of up to 50 amplifies rounding by as much: 50 x 6e-8
-    assert single == pytest.approx(at(weighting, loss), rel=1e-5)
+    assert single == pytest.approx(at(weighting, loss), rel=1e-5, abs=0.0)
 
 
 def test_bad_arguments_are_refused() -> None:
@@ -151,10 +151,10 @@ def test_corrected_expectation_is_an_integral_over_logsnr(
     def bump(level: torch.Tensor) -> torch.Tensor:  # a normal density: its integral is 1
         return torch.exp(-0.5 * (level + 1.0) ** 2) / math.sqrt(2.0 * math.pi)
 
-    assert (correction * bump(logsnr)).mean().item() == pytest.approx(1.0, rel=1e-4)
+    assert (correction * bump(logsnr)).mean().item() == pytest.approx(1.0, rel=1e-4, abs=0.0)
     weighted = Sigmoid(-1.0)(logsnr, "eps") * bump(logsnr)
     # S(-1-λ) is ½ plus something odd about the bump's centre: the integral is ½
-    assert (correction * weighted).mean().item() == pytest.approx(0.5, rel=1e-4)
+    assert (correction * weighted).mean().item() == pytest.approx(0.5, rel=1e-4, abs=0.0)
 
 
 def test_density_correction_by_hand() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from simple_diffusion.training.optim import adamw, learning_rate, parameter_groups
+from simple_diffusion.training.optim import adamw, learning_rate
 
 
 def tagged() -> nn.Linear:
@@ -12,20 +12,6 @@ def tagged() -> nn.Linear:
     layer.weight.optim_group = "decay"  # type: ignore[attr-defined]
     layer.bias.optim_group = "no_decay"  # type: ignore[attr-defined]
     return layer
-
-
-def test_groups_follow_the_tags() -> None:
-    layer = tagged()
-    decay, rest = parameter_groups(layer, 0.3)
-    assert decay["weight_decay"] == 0.3
-    assert decay["params"] == [layer.weight]
-    assert rest["weight_decay"] == 0.0
-    assert rest["params"] == [layer.bias]
-
-
-def test_untagged_parameter_is_an_error() -> None:
-    with pytest.raises(ValueError, match="weight has optim_group None"):
-        parameter_groups(nn.Linear(2, 2), 0.1)
 
 
 def test_decay_shrinks_only_the_tagged_weights() -> None:

@@ -156,9 +156,9 @@ def test_equals_the_scalar_reference(
     objective = Denoising(schedule, prediction, loss, weighting, times, multiscale, density)
     losses = objective(network, batch())
     expected, squares = reference_losses(objective, batch())
-    assert losses.loss.tolist() == pytest.approx(expected, rel=1e-9)
+    assert losses.loss.tolist() == pytest.approx(expected, rel=1e-9, abs=0.0)
     assert {name: term.tolist() for name, term in losses.terms.items()} == {
-        f"{loss}_mse": pytest.approx(squares, rel=1e-9)
+        f"{loss}_mse": pytest.approx(squares, rel=1e-9, abs=0.0)
     }
 
 
@@ -208,7 +208,7 @@ def test_gradient_against_finite_differences(prediction: Prediction) -> None:
     (gradient,) = torch.autograd.grad(loss_at(scale), scale)
     h = 1e-4  # the loss is quadratic in the scale: central differences are exact
     slope = (loss_at(scale.detach() + h) - loss_at(scale.detach() - h)) / (2.0 * h)
-    assert gradient.item() == pytest.approx(slope.item(), rel=1e-6)
+    assert gradient.item() == pytest.approx(slope.item(), rel=1e-6, abs=0.0)
     assert gradient.item() != 0.0
 
 
@@ -247,7 +247,7 @@ def test_float32_at_the_ends(prediction: Prediction, loss: Prediction, t: float)
     error = output.double() - target(prediction, x0.double(), eps.double(), level)
     expected = error.square().mean().item() * (size[loss] / size[prediction]) ** 2
     assert losses.loss.dtype == torch.float32
-    assert losses.loss.item() == pytest.approx(expected, rel=1e-4)
+    assert losses.loss.item() == pytest.approx(expected, rel=1e-4, abs=0.0)
 
 
 def test_half_precision_outputs_are_measured_in_float32() -> None:
