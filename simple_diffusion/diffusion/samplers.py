@@ -86,7 +86,8 @@ class Sampler(Protocol):
         denoise: the estimator of the clean image.
         z: standard normal noise, shape (B, C, H, W).
         schedule: maps t to λ.
-        steps: number of steps; also the number of network calls, but for Heun's (2·steps - 1).
+        steps: number of steps; also the number of network calls; Heun's makes 2·steps, one fewer
+            when it ends at λ = ∞.
         spacing: in what the steps are even.
         end: the λ to stop at; ∞ gives images.
         generators: one for each image, for samplers that draw noise; None uses torch's global one.

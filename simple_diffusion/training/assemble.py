@@ -142,8 +142,20 @@ def assemble(config: RunConfig) -> Trainer:
         total_images=config.train.total_images,
         clip_norm=optim.clip_norm,
         identity={"data": train_set.fingerprint},
+        facts={
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "device": _device_name(accelerator.device),
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "precision": config.train.precision,
+            "total_images": config.train.total_images,
+        },
         data=DataFacts.of(train_set, config.model.num_classes),
     )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def null_label_of(network: UViT) -> int | None:

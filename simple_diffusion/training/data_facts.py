@@ -47,7 +47,7 @@ class DataFacts:
         Raises:
             ValueError: a field is missing or of the wrong type.
         """
-        facts = {name: state.get(name) for name in cls.__annotations__}
+        facts: dict[str, Any] = {name: state.get(name) for name in cls.__annotations__}
         for name, kind in {"source": str, "licence": str, "images": int}.items():
             if not isinstance(facts[name], kind):
                 raise ValueError(f"{name!r} must be a {kind.__name__}, not {facts[name]!r}")

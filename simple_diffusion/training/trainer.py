@@ -68,6 +68,7 @@ class Trainer:
         clip_norm: largest gradient norm.
         identity: what a checkpoint must agree on to be continued here (data, for one).
         data: what checkpoints tell of the training set to those who sample and export.
+        facts: what the first metrics line says of the run.
     """
 
     accelerator: Accelerator
@@ -89,6 +90,7 @@ class Trainer:
     clip_norm: float
     identity: dict[str, str]
     data: DataFacts
+    facts: dict[str, str | int]
     step: int = 0
     images_seen: int = 0
     replaced: int = 0
@@ -247,6 +249,7 @@ class Trainer:
                 )
             if self.accelerator.is_main_process:
                 self.metrics.rewind(lambda line: False)
+                self.metrics.append({"kind": "run", "images_seen": 0, **self.facts})
             return
         self._load(found)
         if self.accelerator.is_main_process:
@@ -257,20 +260,27 @@ class Trainer:
                 tqdm.write(f"processes: {before} -> {self.accelerator.num_processes}")
 
     def _load(self, found: Checkpoint) -> None:
-        state = found.state
-        for key, value in self.identity.items():
-            if state["identity"].get(key) != value:
-                raise CheckpointError(
-                    f"{found.path}: the run's {key} was {state['identity'].get(key)}, and is now "
-                    f"{value}; restore it, or choose another --run_dir"
-                )
         try:
+            for key, value in self.identity.items():
+                was = found.state["identity"].get(key)
+                if was != value:
+                    raise CheckpointError(
+                        f"{found.path}: the run's {key} was {was}, and is now {value}; restore "
+                        "it, or choose another --run_dir"
+                    )
             self.network.load_state_dict(found.tensors("model"))
             for name, network in self.ema.networks.items():
                 network.load_state_dict(found.tensors(name))
             load_optimizer_tensors(self.optimizer, self._names, found.tensors("optimizer"))
+            self._load_state(found.state)
+        except CheckpointError:
+            raise
         except RuntimeError as error:
             raise CheckpointError(f"{found.path}: is of another model: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{found.path}: its state cannot be used: {error!r}") from None
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         self.step, self.images_seen = state["step"], state["images_seen"]
         self.ema.updated_at, self.replaced = state["ema_updated_at"], state["replaced"]
         self._events_done, self._logged_at = state["events_done"], state["logged_at"]
@@ -282,7 +292,7 @@ class Trainer:
     def _is_written(self, line: dict[str, Any]) -> bool:
         """Whether a metrics line is older than the restored state."""
         at = line.get("images_seen", 0)
-        done = self._events_done or line.get("kind") == "train"
+        done = self._events_done or line.get("kind") != "validation"
         return at < self.images_seen or (at == self.images_seen and done)
 
     def _check_stop(self) -> None:

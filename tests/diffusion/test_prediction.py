@@ -115,14 +115,21 @@ def test_error_factor_is_the_measured_ratio_of_errors(source: Prediction, to: Pr
 
 
 @pytest.mark.parametrize(("source", "to"), ALL_PAIRS)
-def test_error_factor_keeps_float32_precision(source: Prediction, to: Prediction) -> None:
-    logsnr = torch.linspace(-25.0, 25.0, 51)
-    torch.testing.assert_close(
-        error_factor(logsnr, source, to).double(),
-        error_factor(logsnr.double(), source, to),
-        rtol=2e-6,
-        atol=0,
-    )
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
+def test_error_factor_keeps_relative_precision(
+    source: Prediction, to: Prediction, dtype: torch.dtype, tolerance: float
+) -> None:
+    levels = [float(level) for level in range(-25, 26)]
+    expected = []
+    for level in levels:
+        alpha, sigma = (
+            1.0 / math.sqrt(1.0 + math.exp(-level)),
+            1.0 / math.sqrt(1.0 + math.exp(level)),
+        )
+        of_v = {"eps": alpha, "x0": -sigma, "v": 1.0, "u": alpha + sigma}
+        expected.append(of_v[to] / of_v[source])
+    factor = error_factor(torch.tensor(levels, dtype=dtype), source, to)
+    assert factor.tolist() == pytest.approx(expected, rel=tolerance, abs=0.0)
 
 
 @each_pair

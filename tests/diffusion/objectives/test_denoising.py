@@ -247,6 +247,7 @@ def test_float32_at_the_ends(prediction: Prediction, loss: Prediction, t: float)
     error = output.double() - target(prediction, x0.double(), eps.double(), level)
     expected = error.square().mean().item() * (size[loss] / size[prediction]) ** 2
     assert losses.loss.dtype == torch.float32
+    # down to 2e-15: pytest's default absolute tolerance of 1e-12 would accept anything
     assert losses.loss.item() == pytest.approx(expected, rel=1e-4, abs=0.0)
 
 

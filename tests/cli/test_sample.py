@@ -1,0 +1,198 @@
+"""`simple-diffusion sample`: the trainer's pictures, in every form, and what it refuses."""
+
+import argparse
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from simple_diffusion.cli.sample import add_parser
+from simple_diffusion.diffusion.generate import to_uint8
+from simple_diffusion.training import grids
+from simple_diffusion.training.evaluator import Sampling
+from tests.trained_run import TrainedRun
+
+
+def sample(*words: str | Path) -> int:
+    top = argparse.ArgumentParser(prog="simple-diffusion")
+    add_parser(top.add_subparsers(required=True))
+    arguments = top.parse_args(["sample", *map(str, words)])
+    code = arguments.func(arguments)
+    assert isinstance(code, int)
+    return code
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def tiles(path: Path, columns: int) -> Tensor:
+    """The pictures of a grid, (rows·columns, 3, 16, 16), uint8."""
+    sheet = torch.from_numpy(pixels(path).copy())
+    rows = sheet.shape[0] // 16
+    assert sheet.shape == (16 * rows, 16 * columns, 3)
+    split = sheet.reshape(rows, 16, columns, 16, 3).permute(0, 2, 4, 1, 3)
+    return split.reshape(rows * columns, 3, 16, 16)
+
+
+def assert_same_pictures(ours: Tensor, theirs: Tensor) -> None:
+    """Equal but for rounding, and not because there is nothing to see."""
+    assert theirs.std() > 0.1
+    assert (theirs.abs() < 1).float().mean() > 0.2
+    assert (ours.int() - to_uint8(theirs).int()).abs().max() <= 1
+    assert (ours == to_uint8(theirs)).float().mean() > 0.99
+
+
+class TestPictures:
+    def test_defaults_draw_the_final_grid(self, trained: TrainedRun) -> None:
+        assert sample(trained.path, "--num", "9") == 0
+        final, drawn = (
+            pixels(trained.path / "samples" / name) for name in ("final.png", "sample.png")
+        )
+        assert final.shape == drawn.shape == (48, 48, 3)
+        assert final.std() > 20
+        assert np.abs(final.astype(int) - drawn.astype(int)).max() <= 1
+
+    def test_classes_in_turn(self, trained: TrainedRun, tmp_path: Path) -> None:
+        out = tmp_path / "new" / "grid.png"
+        words = ("--classes", "stripe", "0", "--columns", "5", "--batch_size", "3")
+        assert sample(trained.path, "--out", out, "--num", "5", *words) == 0
+        theirs = trained.images([0, 1, 2, 3, 4], torch.tensor([2, 0, 2, 0, 2]), seed=3)
+        assert_same_pictures(tiles(out, 5), theirs)
+        assert [path.name for path in out.parent.iterdir()] == ["grid.png"]
+
+    def test_every_option_counts(self, trained: TrainedRun, tmp_path: Path) -> None:
+        def drawn(*words: str) -> Tensor:
+            out = tmp_path / "grid.png"
+            classes = ("--classes", "1", "--num", "2", "--columns", "2")
+            assert sample(trained.path, "--out", out, *classes, *words) == 0
+            return tiles(out, 2).int()
+
+        usual = drawn()
+        options = [
+            ("--seed", "4"),
+            ("--steps", "3"),
+            ("--sampler", "ddpm"),
+            ("--spacing", "t"),
+            ("--guidance", "5"),
+            ("--guidance_interval", "-9", "9"),
+            ("--precision", "bf16"),
+            ("--weights", "model"),
+            ("--checkpoint", "8"),
+        ]
+        same = [words[0] for words in options if (drawn(*words) - usual).abs().max() < 2]
+        assert same == []
+        assert torch.equal(drawn("--seed", "3", "--steps", "6", "--guidance", "2"), usual)
+
+    def test_single_files(self, trained: TrainedRun, tmp_path: Path) -> None:
+        folder = tmp_path / "images"
+        (trained.path / "samples" / "sample.png").unlink(missing_ok=True)
+        assert sample(trained.path, "--images_dir", folder, "--num", "6") == 0
+        assert not (trained.path / "samples" / "sample.png").exists()
+        assert sorted(path.name for path in folder.iterdir()) == [f"{i:06d}.png" for i in range(6)]
+        labels = grids.grid_labels(3, range(6), trained.trainer.data.class_counts, 4)
+        ours = torch.stack(
+            [
+                torch.from_numpy(pixels(path).copy()).permute(2, 0, 1)
+                for path in sorted(folder.iterdir())
+            ]
+        )
+        assert_same_pictures(ours, trained.images(list(range(6)), labels, seed=3))
+        grid = tmp_path / "grid.png"
+        both = ("--out", grid, "--images_dir", tmp_path / "both", "--num", "4", "--columns", "2")
+        assert sample(trained.path, *both) == 0
+        assert torch.equal(tiles(grid, 2), ours[:4])
+
+    def test_unconditional(self, unconditional: TrainedRun, tmp_path: Path) -> None:
+        out = tmp_path / "grid.png"
+        assert sample(unconditional.path, "--out", out, "--num", "3", "--columns", "3") == 0
+        assert_same_pictures(tiles(out, 3), unconditional.images([0, 1, 2], None, seed=3))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("--classes", "circel"), "unknown class 'circel'; did you mean 'circle'?"),
+            (("--classes", "3"), "this model's classes are 0 to 2"),
+            (("--sampler", "dpm++"), "'dpm++' is not one of ddpm, ddim"),
+            (("--sampler", "dpm++"), "did you mean dpm++2m?"),
+            (("--spacing", "even"), "'even' is not one of t, logsnr, tau"),
+            (("--weights", "ema_0.07"), "It has ema_0.050, ema_0.100, model"),
+            (("--checkpoint", "9"), "no checkpoint at image 9; there are 8, 16"),
+            (("--guidance_interval", "3", "-3"), "LO must not exceed HI"),
+            (("--guidance_interval", "nan", "3"), "LO must not exceed HI"),
+            (("--out", "grid.jpg"), "must be a file named *.png"),
+            (("--images_dir", "images", "--columns", "2"), "--columns is for the grid"),
+        ],
+    )
+    def test_options(
+        self,
+        trained: TrainedRun,
+        words: tuple[str, ...],
+        message: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            sample(trained.path, *words)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("option", ["--num", "--steps", "--batch_size", "--columns"])
+    def test_counts(self, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            sample("run", option, "0")
+        assert f"{option}: must be at least 1" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("--guidance", "2"), "unconditional model, which has nothing to guide towards"),
+            (("--classes", "circle"), "this model is unconditional"),
+        ],
+    )
+    def test_classes_of_an_unconditional_network(
+        self, unconditional: TrainedRun, words: tuple[str, ...], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            sample(unconditional.path, *words)
+
+    def test_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="not a run"):
+            sample(tmp_path)
+
+    def test_a_folder_with_other_pictures(self, trained: TrainedRun, tmp_path: Path) -> None:
+        (tmp_path / "000099.png").write_text("")
+        with pytest.raises(ValueError, match="is not empty"):
+            sample(trained.path, "--images_dir", tmp_path)
+
+
+def test_interrupted_it_leaves_no_half_file(
+    trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(trained.path, tmp_path / "run")
+    before = sorted((run / "samples").iterdir())
+    draw, batches = Sampling.images, 0
+
+    def images(self: Sampling, *arguments: object, **options: object) -> Tensor:
+        nonlocal batches
+        batches += 1
+        if batches == 2:
+            raise KeyboardInterrupt
+        return draw(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sampling, "images", images)
+    grid, folder = run / "samples" / "mine.png", tmp_path / "images"
+    with pytest.raises(KeyboardInterrupt):
+        sample(run, "--out", grid, "--images_dir", folder, "--num", "8")
+    assert sorted((run / "samples").iterdir()) == before
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"{i:06d}.png" for i in range(4)]
+    assert all(pixels(folder / name).shape == (16, 16, 3) for name in names)
