@@ -232,6 +232,13 @@ def yardstick(
 ) -> dict[str, Any]:
     """Fit to training images, measure on held-out ones: the content of a run's `wiener.json`.
 
+    Args:
+        train: uint8 images, each tensor of shape (B, 3, H, W), in random order.
+        held_out: likewise; all of them are measured.
+        logsnr: the noise levels λ, in nats.
+        max_images: no more than this many of `train` are read, fewer where memory asks for it
+            (see `WienerDenoiser.fit`); a longer stream is cut there, and `images` tells.
+
     Returns:
         `logsnr` and `eps_mse`, lists of equal length, and `images`, how many were fitted.
     """

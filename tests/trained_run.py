@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "train": {"batch_size": 8, "total_images": 16, "precision": "fp32"},
     "checkpoint": {"every_images": 8},
     "validation": {"images": 0},
-    "ema": {"lengths": [0.1, 0.05]},
+    "ema": {"lengths": [0.25, 0.05]},
     "sampling": {"steps": 6, "guidance": 2.0, "guidance_interval": [-4.0, 3.0], "batch_size": 4},
     "grids": {"num": 4, "steps": 2, "final_num": 9},
     "seed": 3,

@@ -37,8 +37,11 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     array = sheet.squeeze(-1).numpy()
-    Image.fromarray(array).save(temporary, format="PNG")
-    temporary.replace(path)
+    try:
+        Image.fromarray(array).save(temporary, format="PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # interrupted, or the disk is full
 
 
 def class_labels(counts: list[int], quantiles: Tensor) -> Tensor:

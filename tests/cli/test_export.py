@@ -83,7 +83,7 @@ def test_the_weights_asked_for(trained: TrainedRun, tmp_path: Path, weights: str
     words = () if weights is None else ("--weights", weights)
     assert export(trained.path, tmp_path / "out", *words) == 0
     networks = {"model": trained.trainer.network, **trained.trainer.ema.networks}
-    expected = networks[weights or "ema_0.100"].state_dict()
+    expected = networks[weights or "ema_0.250"].state_dict()
     tensors = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
@@ -112,7 +112,7 @@ def test_it_says_how_to_load(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--weights", "ema_0.07"), "It has ema_0.050, ema_0.100, model"),
+        (("--weights", "ema_0.06"), "It has ema_0.050, ema_0.250, model"),
         (("--checkpoint", "9"), "there are 8, 16"),
         (("--license", "MIT license\nevil: true"), "give an abbreviation"),
     ],

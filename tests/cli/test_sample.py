@@ -124,7 +124,7 @@ class TestRefusals:
             (("--sampler", "dpm++"), "'dpm++' is not one of ddpm, ddim"),
             (("--sampler", "dpm++"), "did you mean dpm++2m?"),
             (("--spacing", "even"), "'even' is not one of t, logsnr, tau"),
-            (("--weights", "ema_0.07"), "It has ema_0.050, ema_0.100, model"),
+            (("--weights", "ema_0.06"), "It has ema_0.050, ema_0.250, model"),
             (("--checkpoint", "9"), "no checkpoint at image 9; there are 8, 16"),
             (("--guidance_interval", "3", "-3"), "LO must not exceed HI"),
             (("--guidance_interval", "nan", "3"), "LO must not exceed HI"),

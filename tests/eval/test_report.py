@@ -3,69 +3,23 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import _smooth, plot_losses, write_report
-
-LOGSNR = [-4.0, 0.0, 4.0]
-BEFORE = [0.11, 0.42, 0.93]
-AFTER = [0.0102, 0.0345, 0.21]
-WIENER = [0.0204, 0.03, 0.25]
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;$\\frac{"
-
-
-def train_line(images: int, **fields: Any) -> dict[str, Any]:
-    line = {
-        "kind": "train",
-        "step": images // 10,
-        "images_seen": images,
-        "loss": 1 / (1 + images / 100),
-        "grad_norm": 0.5,
-        "lr": 1e-3,
-        "images_per_second": 64.0,
-        "memory_gb": 1.5,
-        "data_wait": 0.03,
-        "seconds": images / 64,
-    }
-    return line | fields
-
-
-def validation_line(images: int, errors: list[float], weights: str = "raw") -> dict[str, Any]:
-    mean = sum(errors) / len(errors)
-    kept = {"kind": "validation", "step": images // 10, "images_seen": images, "weights": weights}
-    return kept | {"logsnr": LOGSNR, "eps_mse": errors, "mean": mean}
-
-
-def write_metrics(folder: Path, lines: list[dict[str, Any]], tail: str = "") -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + tail)
-
-
-def write_picture(path: Path, colour: tuple[int, int, int]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    Image.new("RGB", (32, 24), colour).save(path)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A finished run whose every part is present."""
-    folder = tmp_path / "first-light"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("model:\n  width: 64\n")
-    lines = [validation_line(0, BEFORE)]
-    lines += [train_line(n, parameters=1234567) for n in range(100, 4000, 100)]
-    lines += [validation_line(4000, AFTER)]
-    write_metrics(folder, lines)
-    wiener = {"logsnr": LOGSNR, "eps_mse": WIENER, "images": 4096}
-    (folder / "wiener.json").write_text(json.dumps(wiener))
-    write_picture(folder / "samples" / "final.png", (200, 10, 10))
-    for images in (0, 2000, 4000):
-        write_picture(folder / "samples" / f"{images:09d}.png", (10, 10, 200))
-    return folder
+from eval.report import plot_losses, write_report
+from tests.eval.run_folder import (
+    AFTER,
+    BEFORE,
+    HOSTILE,
+    LOGSNR,
+    WIENER,
+    run_line,
+    train_line,
+    validation_line,
+    write_metrics,
+    write_picture,
+)
 
 
 class Page(HTMLParser):
@@ -113,8 +67,24 @@ def test_table_holds_the_numbers_of_the_files(run: Path) -> None:
 
 def test_header_states_the_facts(run: Path) -> None:
     text = Page(write_report(run)).text
-    for fact in ("first-light", "3,900", "1,234,567", "1 min 01 s", "64", "3.0%", "1.5"):
+    facts = ("first-light", "3,900 / 8,000", "1,234,567", "1 min 01 s", "64", "3.0%", "1.5")
+    for fact in (*facts, "cpu · 1 process, 2 threads each · precision fp32"):
         assert fact in text
+    assert "corrupt" not in text
+
+
+def test_header_before_the_first_train_line(tmp_path: Path) -> None:
+    write_metrics(tmp_path, [run_line(processes=16, threads=1, device="")])
+    text = Page(write_report(tmp_path)).text
+    assert "0 / 8,000" in text
+    assert "16 processes, 1 thread each" in text
+
+
+def test_replaced_samples_are_told(tmp_path: Path) -> None:
+    write_metrics(tmp_path, [train_line(10, replaced=5), train_line(20, replaced=1234)])
+    assert "1,234 corrupt samples of the data were replaced" in Page(write_report(tmp_path)).text
+    write_metrics(tmp_path, [train_line(10, replaced=0)])
+    assert "corrupt" not in Page(write_report(tmp_path)).text
 
 
 def test_everything_is_in_the_page_and_nothing_comes_from_outside(run: Path) -> None:
@@ -141,7 +111,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     folder = tmp_path / "a<b>&c"
     folder.mkdir()
     (folder / "config.yaml").write_text(f"name: {HOSTILE}</pre></details>")
-    lines = [validation_line(n, AFTER, weights=HOSTILE) for n in (0, 10)]
+    lines = [run_line(device=HOSTILE, precision=HOSTILE)]
+    lines += [validation_line(n, AFTER, weights=HOSTILE) for n in (0, 10)]
     lines += [validation_line(10, BEFORE, weights=name) for name in ("_plain", "$\\frac$")]
     lines += [train_line(n, **{f"loss/{HOSTILE}": 0.5, "note": HOSTILE}) for n in (10, 20)]
     write_metrics(folder, lines)
@@ -149,7 +120,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert page.count("script") == page.count("img") == 0
     assert page.count("pre") == page.count("details") == 1
     assert "<b>" not in page.source
-    assert page.text.count(HOSTILE) >= 4  # configuration, note, table of weights, loss terms
+    assert page.text.count(HOSTILE) >= 6  # device, precision, configuration, note, weights, terms
     assert plot_losses(folder).stat().st_size > 1000
 
 
@@ -169,7 +140,12 @@ def test_a_run_in_progress(run: Path) -> None:
     page = Page(write_report(run))
     assert "Final samples" not in page.text
     assert "could not be read" not in page.text
-    assert [row[3:] for row in page.rows if len(row) == 5] == [["–", "–"]] * len(LOGSNR)
+    rows = [row for row in page.rows if len(row) == 2 and row[0] != "term"]
+    assert [[float(cell) for cell in row] for row in rows] == [
+        pytest.approx(pair, rel=1e-3) for pair in zip(LOGSNR, AFTER, strict=True)
+    ]
+    assert "Wiener" not in page.text
+    assert "eps-MSE, first" not in page.text
 
 
 def test_unreadable_lines_are_counted_and_the_rest_is_shown(run: Path) -> None:
@@ -197,9 +173,20 @@ def test_the_best_weights_are_the_ones_shown(tmp_path: Path) -> None:
         lines.append(validation_line(images, [scale * e for e in AFTER], "ema_0.10"))
     write_metrics(tmp_path, lines)
     rows = Page(write_report(tmp_path)).rows
-    last = [float(row[2]) for row in rows if len(row) == 5]
+    last = [float(row[2]) for row in rows if len(row) == 3]
     assert last == pytest.approx(AFTER, rel=1e-3)
     assert [row[0] for row in rows if len(row) == 4] == ["ema_0.10", "raw"]
+
+
+def test_the_untrained_network_is_what_the_last_weights_are_compared_with(tmp_path: Path) -> None:
+    lines = [validation_line(0, BEFORE, "raw")]
+    lines += [validation_line(n, [2 * e for e in AFTER], "ema_0.05") for n in (20, 50)]
+    write_metrics(tmp_path, lines)
+    page = Page(write_report(tmp_path))
+    rows = [[float(cell) for cell in row] for row in page.rows if len(row) == 3]
+    assert [row[1] for row in rows] == pytest.approx(BEFORE, rel=1e-3)
+    assert [row[2] for row in rows] == pytest.approx([2 * e for e in AFTER], rel=1e-3)
+    assert "ema_0.05 after 50 images (first: after 0)" in page.text
 
 
 def test_grids_are_thinned_and_ends_kept(tmp_path: Path) -> None:
@@ -222,9 +209,7 @@ def test_plot_of_losses_is_a_picture(run: Path) -> None:
     path = plot_losses(run)
     assert path == run / "losses.png"
     with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    assert len(np.unique(pixels, axis=0)) > 50
-    assert list(pixels[0]) == [255, 255, 255]
+        assert picture.format == "PNG"
 
 
 def test_nothing_half_written_stays_behind(run: Path) -> None:
@@ -240,12 +225,3 @@ def test_missing_folder_is_refused(tmp_path: Path) -> None:
     for function in (write_report, plot_losses):
         with pytest.raises(ValueError, match="no such run folder"):
             function(tmp_path / "absent")
-
-
-def test_smoothed_curve_is_the_mean_of_its_neighbours() -> None:
-    values = np.random.default_rng(0).normal(size=200)
-    values[[3, 90]] = np.nan
-    expected = [np.nanmean(values[max(0, i - 5) : i + 6]) for i in range(200)]
-    assert _smooth(values) == pytest.approx(expected)
-    assert np.isnan(_smooth(np.full(4, np.nan))).all()
-    assert len(_smooth(np.empty(0))) == 0

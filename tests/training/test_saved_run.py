@@ -63,12 +63,12 @@ class TestOpenRun:
     def test_newest_checkpoint_and_first_average(self, trained: TrainedRun) -> None:
         before = tree(trained.path)
         saved = open_run(trained.path)
-        assert (saved.weights, saved.images_seen) == ("ema_0.100", 16)
+        assert (saved.weights, saved.images_seen) == ("ema_0.250", 16)
         network = saved.network(torch.device("cpu"))
         assert not network.training
         assert not any(p.requires_grad for p in network.parameters())
         averages = trained.trainer.ema.networks
-        expected = averages["ema_0.100"].state_dict()
+        expected = averages["ema_0.250"].state_dict()
         assert network.state_dict().keys() == expected.keys()
         assert all(torch.equal(v, expected[k]) for k, v in network.state_dict().items())
         assert tree(trained.path) == before
@@ -77,7 +77,7 @@ class TestOpenRun:
     def test_other_weights(self, trained: TrainedRun, weights: str) -> None:
         networks = {"model": trained.trainer.network, **trained.trainer.ema.networks}
         expected = networks[weights].state_dict()
-        first = networks["ema_0.100"].state_dict()
+        first = networks["ema_0.250"].state_dict()
         assert any(not torch.equal(expected[key], first[key]) for key in expected)
         given = open_run(trained.path, weights).state_dict()
         assert all(torch.equal(given[key], expected[key]) for key in expected)
@@ -108,7 +108,7 @@ class TestOpenRun:
 
     @pytest.mark.parametrize("weights", ["ema_0.05", "optimizer", "../../secret"])
     def test_no_such_weights(self, trained: TrainedRun, weights: str) -> None:
-        with pytest.raises(RunError, match=re.escape("It has ema_0.050, ema_0.100, model")):
+        with pytest.raises(RunError, match=re.escape("It has ema_0.050, ema_0.250, model")):
             open_run(trained.path, weights)
 
     def test_weights_of_another_network(self, run: Path) -> None:
