@@ -88,7 +88,7 @@ class BuildReport:
             if manifest is not None:
                 size = sum(shard.bytes for shard in manifest.shards) / 2**20
                 lines.append(
-                    f"  {name}: {manifest.num_samples} images in {len(manifest.shards)} shards, "
+                    f"  {name}: {manifest.num_samples} images in {len(manifest.shards)} shard(s), "
                     f"{size:.1f} MiB, {sum(map(bool, manifest.class_counts))} classes"
                 )
         if self.rejected:

@@ -32,7 +32,7 @@ class VerifyReport:
         return not self.problems
 
     def __str__(self) -> str:
-        verdict = "sound" if self.sound else f"{len(self.problems)} problems"
+        verdict = "sound" if self.sound else f"{len(self.problems)} problem(s)"
         lines = [f"{self.root}: {self.samples} samples decoded, {verdict}"]
         lines += [f"  {problem}" for problem in self.problems[:100]]
         if len(self.problems) > 100:

@@ -21,7 +21,6 @@ from simple_diffusion.diffusion.prediction import diffuse, error_factor, target
 from simple_diffusion.diffusion.randomness import normals
 from simple_diffusion.diffusion.samplers import SAMPLERS
 from simple_diffusion.models.layers import optim_groups
-from simple_diffusion.models.uvit import UViT
 from simple_diffusion.plan.live import LiveMemory, Parts
 from simple_diffusion.plan.malloc import footprints
 
@@ -33,7 +32,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 # Enough for every kind of moment: the second micro-batch finds gradients, the second step finds the
 # optimiser's state, the third sampling step what a multistep sampler remembers.
 MICRO_BATCHES = 2
-STEPS = 2
+STEPS = 1
 SAMPLING_STEPS = 3
 
 
@@ -79,7 +78,7 @@ def rehearse(config: RunConfig, devices: int = 1) -> dict[Phase, PhaseMemory]:
         peaks.append(act())
         traces.append(rehearsal.memory.trace[start:])
         start = len(rehearsal.memory.trace)
-    resident = footprints(traces) or [None] * len(peaks)
+    resident: Sequence[int | None] = footprints(traces) or [None] * len(peaks)
     memories = map(PhaseMemory, peaks, resident)
     return dict(zip(acts, memories, strict=True))
 
@@ -100,9 +99,10 @@ class Rehearsal:
             config.objective, config.schedule.build(config.data.image_size)
         )
         with self.memory:
-            self.network = self._network()
+            self.network = build_network(config.model, config.data.image_size)
             self.averages = [
-                self._network().requires_grad_(False).eval() for _ in config.ema.lengths
+                build_network(config.model, config.data.image_size).requires_grad_(False).eval()
+                for _ in config.ema.lengths
             ]
             self.memory.claim("weights", _tensors(self.network))
             for average in self.averages:
@@ -142,11 +142,6 @@ class Rehearsal:
             _picture(self._samples(num))
         return self.memory.peak
 
-    def _network(self) -> UViT:
-        # xformers, which only runs on a GPU, computes what sdpa does.
-        model = vars(self.config.model) | {"attention": "sdpa"}
-        return build_network(type(self.config.model)(**model), self.config.data.image_size)
-
     def _uint8(self, count: int) -> Tensor:
         images = torch.empty(count, *self._shape, dtype=torch.uint8)
         self.memory.claim("batch", [images])
@@ -172,7 +167,7 @@ class Rehearsal:
                 None if labels is None else labels[here],
             )
             losses = self.objective(model, part)
-            (losses.loss.sum() / self.share).backward()  # type: ignore[no-untyped-call]
+            (losses.loss.sum() / self.share).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,14 +1,177 @@
 """The plan of a run: its numbers, and how they look on paper."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from simple_diffusion.config import RunConfig
+from simple_diffusion.plan.counts import count_flops, count_parameters
+from simple_diffusion.plan.live import PARTS
+from simple_diffusion.plan.phases import Phase, PhaseMemory, local_batch, rehearse
 
-from simple_diffusion.config import RunConfig, build_network, build_objective
-from simple_diffusion.diffusion.objectives import Batch
-from simple_diffusion.models.uvit import UViT
-from simple_diffusion.plan.live import PARTS, Parts
-from simple_diffusion.plan.phases import Phase, local_batch, rehearse
+# What the trainer's evaluator allows the yardstick (eval.wiener): float32 coefficients of so many
+# images, four times over, as long as that is below the limit.
+YARDSTICK_IMAGES, YARDSTICK_COPIES, YARDSTICK_LIMIT = 4096, 4, 4_000_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs; bytes are those of one device, beyond the imported libraries.
+
+    Attributes:
+        name: the run's folder.
+        parameters: number of parameters by part of the network.
+        forward_flops: of one image through the network; a multiply-add counts as 2.
+        step_flops: of one image in a training step, forward and backward. As in all counts of
+            this kind, only matrix products and convolutions are counted.
+        total_images: length of the run.
+        devices: how many work together.
+        images: images of a step on one device.
+        micro_batch: images that a device takes at once.
+        memory: peak of each phase.
+        yardstick: an upper bound for the memory of the Wiener yardstick; 0 without one.
+        notes: what the numbers leave out.
+    """
+
+    name: str
+    parameters: dict[str, int]
+    forward_flops: int
+    step_flops: int
+    total_images: int
+    devices: int
+    images: int
+    micro_batch: int
+    memory: dict[Phase, PhaseMemory]
+    yardstick: int
+    notes: tuple[str, ...]
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters of the network."""
+        return sum(self.parameters.values())
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the process grows by, at the most."""
+        kept = self.memory["drawing"].total if self.yardstick else 0
+        return max(*(m.total for m in self.memory.values()), kept + self.yardstick)
+
+    def images_per_second(self, hours: float) -> float:
+        """The rate over all devices that ends the run after so many hours.
+
+        Raises:
+            ValueError: no positive number of hours.
+        """
+        if not hours > 0:
+            raise ValueError(f"--hours {hours}: give the time of the run, more than 0")
+        return self.total_images / (3600 * hours)
+
+    def text(self, hours: float | None = None) -> str:
+        """The plan for people; with `hours`, also how fast the run must be.
+
+        Raises:
+            ValueError: no positive number of hours.
+        """
+        blocks = [
+            self._parameter_lines(),
+            self._flop_lines(),
+            self._memory_lines(),
+            self._run_lines(hours),
+            self.notes,
+        ]
+        return f"plan of {self.name}\n\n" + "\n\n".join("\n".join(block) for block in blocks)
+
+    def _parameter_lines(self) -> Iterator[str]:
+        yield _row("parameters", _si(self.total_parameters))
+        for part, count in self.parameters.items():
+            yield _row(f"  {part}", _si(count), f"{count / self.total_parameters:6.1%}")
+
+    def _flop_lines(self) -> Iterator[str]:
+        ratio = self.step_flops / self.forward_flops
+        yield _row("FLOPs of an image", "", "  (a multiply-add is 2)")
+        yield _row("  forward", _si(self.forward_flops, "FLOP"))
+        yield _row("  training step", _si(self.step_flops, "FLOP"), f"  {ratio:.2f} x forward")
+
+    def _memory_lines(self) -> Iterator[str]:
+        batch = f"{self.images} images"
+        if self.micro_batch < self.images:
+            batch += f", {self.micro_batch} at once"
+        yield f"memory in MB at the peak of each phase; {batch} a step"
+        yield _row("", *(f"{phase:>12}" for phase in self.memory))
+        for part in PARTS:
+            sizes = [memory.parts[part] for memory in self.memory.values()]
+            yield _row(f"  {part}", *(f"{size / 1e6:12,.0f}" for size in sizes))
+        holes = [m.total - sum(m.parts.values()) for m in self.memory.values()]
+        known = all(memory.resident is not None for memory in self.memory.values())
+        yield _row(
+            "  allocator's holes",
+            *(f"{hole / 1e6:12,.0f}" if known else f"{'unknown':>12}" for hole in holes),
+        )
+        yield _row("  total", *(f"{m.total / 1e6:12,.0f}" for m in self.memory.values()))
+        if self.yardstick:
+            yield _row("  Wiener yardstick", f"{self.yardstick / 1e6:12,.0f}", "  more, at the end")
+        yield _row("peak", f"{self.peak / 1e6:12,.0f}")
+
+    def _run_lines(self, hours: float | None) -> Iterator[str]:
+        total = self.total_images * self.step_flops
+        yield _row("run", f"{self.total_images:,} images", f"  {_si(total, 'FLOP')}")
+        if hours is not None:
+            rate = self.images_per_second(hours)
+            speed = _si(rate * self.step_flops, "FLOP/s")
+            yield _row(f"  in {hours:g} hours", f"{rate:,.3g} images/s", f"  {speed}")
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Count and rehearse a run on one device; nothing of its size is allocated.
+
+    Raises:
+        ValueError: a config whose network, objective or batch does not fit together.
+    """
+    # xformers computes what sdpa does, and a network with it cannot be made without a GPU.
+    config = replace(config, model=replace(config.model, attention="sdpa"))
+    devices = 1
+    images, micro_batch = local_batch(config, devices)
+    forward, step = count_flops(config)
+    return Plan(
+        name=config.run_dir,
+        parameters=count_parameters(config),
+        forward_flops=forward,
+        step_flops=step,
+        total_images=config.train.total_images,
+        devices=devices,
+        images=images,
+        micro_batch=micro_batch,
+        memory=rehearse(config, devices),
+        yardstick=yardstick_bound(config),
+        notes=tuple(_notes(config)),
+    )
+
+
+def _notes(config: RunConfig) -> Iterator[str]:
+    yield "Memory is counted beyond the imported libraries, for one process on a CPU."
+    if config.data.workers:
+        yield "The loader's workers are processes of their own, and not counted."
+    if config.train.compile:
+        yield "What torch.compile adds or saves is not counted."
+
+
+def yardstick_bound(config: RunConfig) -> int:
+    """Bytes that fitting the Wiener yardstick may take at the end of a run; 0 without one."""
+    images = min(config.validation.wiener_images, YARDSTICK_IMAGES)
+    if not config.validation.images:
+        return 0
+    pixels = 3 * config.data.image_size**2
+    return min(YARDSTICK_COPIES * 4 * pixels * images, YARDSTICK_LIMIT)
+
+
+def _row(title: str, *columns: str) -> str:
+    first, *others = (*columns, "")
+    return f"{title:22}{first:>12}{''.join(others)}".rstrip()
+
+
+def _si(value: float, unit: str = "") -> str:
+    """Three digits and a prefix: 29.2 M, 1.45 TFLOP."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E", "Z"):
+        if value < 999.5 or prefix == "Z":
+            break
+        value /= 1000
+    return f"{value:.3g} {prefix}{unit}".rstrip()

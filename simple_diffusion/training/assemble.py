@@ -19,6 +19,7 @@ from simple_diffusion.config import (
     build_network,
     build_objective,
 )
+from simple_diffusion.diffusion.multiscale import scales
 from simple_diffusion.models.attention import check_backend
 from simple_diffusion.models.uvit import UViT
 from simple_diffusion.training.data_facts import DataFacts
@@ -79,6 +80,8 @@ def assemble(config: RunConfig) -> Trainer:
     check_backend(config.model.attention, accelerator.device)
     schedule = config.schedule.build(config.data.image_size)
     objective = build_objective(config.objective, schedule)
+    if objective.multiscale_from is not None:
+        scales(config.data.image_size, objective.multiscale_from)  # refuses what does not fit
     loader = _loader(config, accelerator)
     loader(0)  # an impossible order or batch is an error now, not after the first checkpoint
     if accelerator.is_main_process:

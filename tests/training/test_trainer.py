@@ -178,6 +178,11 @@ class TestRefusals:
         with pytest.raises(RunError, match=r"has 3 classes.*--model.num_classes=3"):
             run_here(tiny_config(model={"num_classes": 2}))
 
+    def test_scales_that_do_not_fit(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="16 must be 6 times a power of two"):
+            run_here(tiny_config(objective={"multiscale_from": 6}))
+        assert not (tmp_path / "run").exists()
+
     def test_exploding_loss_keeps_the_last_good_checkpoint(self, tiny_config: WriteConfig) -> None:
         config = tiny_config(log={"every_images": 8}, checkpoint={"every_images": 8})
         trainer = assemble(load_config(config))
