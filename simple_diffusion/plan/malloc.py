@@ -4,6 +4,10 @@ Freed blocks of up to 32 MiB go back to a heap, not to the system, and what come
 into them exactly. How much is lost depends on the allocator and on the order of events, so the
 events are played to the allocator itself, in a process of its own. Nothing is written to the
 blocks, so that they cost address space only.
+
+Only tensors are played. The small objects that a real run puts between them pin further holes, and
+its code and kernels' caches take some 50 MB: real runs grew to 1.1-1.3 times this footprint, the
+less the larger their tensors (benchmarks/memory.py measures it).
 """
 
 import ctypes

@@ -32,7 +32,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 # Enough for every kind of moment: the second micro-batch finds gradients, the second step finds the
 # optimiser's state, the third sampling step what a multistep sampler remembers.
 MICRO_BATCHES = 2
-STEPS = 1
+STEPS = 2
 SAMPLING_STEPS = 3
 
 
