@@ -215,8 +215,10 @@ class OptimConfig:
     decay_images: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0.0, "optim.lr must be positive")
+        _require(0.0 < self.lr < math.inf, "optim.lr must be positive and finite")
         _require(self.clip_norm > 0.0, "optim.clip_norm must be positive")
+        _require(self.warmup_images >= 0, "optim.warmup_images must not be negative")
+        _require(self.decay_images >= 0, "optim.decay_images must not be negative")
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,8 @@ class EmaConfig:
             len(set(self.lengths)) == len(self.lengths) and all(0 < s < 0.28 for s in self.lengths),
             "ema.lengths must be different and lie in (0, 0.28)",
         )
+        names = {f"{length:.3f}" for length in self.lengths}
+        _require(len(names) == len(self.lengths), "ema.lengths must differ in three decimals")
         _require(self.every_steps >= 1, "ema.every_steps must be at least 1")
 
 
@@ -251,6 +255,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "train.batch_size must be at least 1")
         _require(self.total_images >= 1, "train.total_images must be at least 1")
+        micro = self.micro_batch_size
+        _require(micro is None or micro >= 1, "train.micro_batch_size must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -264,6 +270,10 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         _require(self.every_images >= 1, "checkpoint.every_images must be at least 1")
         _require(self.keep >= 1, "checkpoint.keep must be at least 1")
+        milestone = self.milestone_images
+        _require(
+            milestone is None or milestone >= 1, "checkpoint.milestone_images must be at least 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -282,7 +292,14 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         _require(self.every_images >= 1, "validation.every_images must be at least 1")
-        _require(len(self.logsnr) > 0, "validation.logsnr needs at least one λ")
+        _require(self.images >= 0, "validation.images must not be negative")
+        _require(self.batch_size >= 1, "validation.batch_size must be at least 1")
+        finite = all(math.isfinite(level) for level in self.logsnr)
+        _require(len(self.logsnr) > 0 and finite, "validation.logsnr needs one or more finite λ")
+        _require(
+            self.wiener_images == 0 or self.wiener_images >= 10,
+            "validation.wiener_images must be 0 (none) or at least 10",
+        )
 
 
 @dataclass(frozen=True)
@@ -304,6 +321,9 @@ class SamplingConfig:
         names = ", ".join(SAMPLERS)
         _require(self.sampler in SAMPLERS, f"sampling.sampler must be one of {names}")
         _require(self.steps >= 1, "sampling.steps must be at least 1")
+        _require(self.batch_size >= 1, "sampling.batch_size must be at least 1")
+        low, high = self.guidance_interval
+        _require(low <= high, "sampling.guidance_interval must be [lowest λ, highest λ]")
 
 
 @dataclass(frozen=True)
@@ -317,7 +337,10 @@ class GridConfig:
 
     def __post_init__(self) -> None:
         _require(self.every_images >= 1, "grids.every_images must be at least 1")
-        _require(min(self.num, self.final_num) >= 1, "grids.num and final_num must be at least 1")
+        _require(
+            min(self.num, self.final_num, self.steps) >= 1,
+            "grids.num, grids.final_num and grids.steps must be at least 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -349,6 +372,9 @@ class RunConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     grids: GridConfig = field(default_factory=GridConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "seed must lie in [0, 2^32)")
 
 
 def build_network(model: ModelConfig, image_size: int) -> UViT:

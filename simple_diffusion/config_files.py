@@ -129,7 +129,11 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Sources]:
         raise ConfigError(f"{path}: no such config file")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; that is not a config")
-    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file, so not a config") from None
+    tree = _parse_yaml(text, str(path))
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -180,6 +184,8 @@ def _check(cls: type, tree: dict[str, Any], prefix: str, sources: Sources, origi
         if not is_dataclass(hint):
             if isinstance(value, dict):
                 raise ConfigError(f"{where}: {dotted} is a value, not a section")
+            if isinstance(value, list) and not _allows_list(hint):
+                raise ConfigError(f"{where}: {dotted} must be one value, not the list {value!r}")
             if typing.get_origin(hint) is tuple and not isinstance(value, list):
                 raise ConfigError(f"{where}: {dotted} must be a list like [a, b], not {value!r}")
             continue
@@ -199,7 +205,7 @@ def _choice(hint: type, tree: dict[str, Any], dotted: str, where: str) -> type:
     name = tree.get("type")
     if name is None:
         raise ConfigError(f"{where}: {dotted} needs a type: one of {', '.join(choices)}")
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         close = difflib.get_close_matches(str(name), choices, 1)
         hinted = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(
@@ -211,6 +217,10 @@ def _choice(hint: type, tree: dict[str, Any], dotted: str, where: str) -> type:
 def _allows(hint: Any, wanted: type) -> bool:
     is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     return hint is wanted or (is_union and wanted in typing.get_args(hint))
+
+
+def _allows_list(hint: Any) -> bool:
+    return any(typing.get_origin(h) is tuple for h in (hint, *typing.get_args(hint)))
 
 
 def _type_name(hint: Any) -> str:

@@ -21,7 +21,7 @@ LAW: dict[str, set[str]] = {
     "data_pipelines": set(),
     "eval": set(),  # metrics and reports see images and numbers, nothing else
     "config": {"diffusion", "models"},
-    "plan": {"config", "models"},
+    "plan": {"config", "models", "diffusion"},
     "training": {"diffusion", "models", "config", "data_pipelines", "eval"},
     "pipelines": {"diffusion", "models"},
     "eval_runs": {"eval", "training", "pipelines"},

@@ -11,7 +11,7 @@ example:
 
 Every key of the config can be overridden as --section.key=value. The same command again resumes.
 Ctrl-C, SIGTERM and SIGUSR1 save first; the exit code is 130 for Ctrl-C and 75 for the others, on
-which schedulers should requeue.
+which schedulers should requeue. Under torchrun the code is torchrun's own.
 """
 
 

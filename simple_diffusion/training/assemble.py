@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import is_tensorboard_available, set_seed
 
 from data_pipelines.loader import Loader, evaluation_loader, make_loader
 from data_pipelines.manifest import Manifest
@@ -43,6 +43,11 @@ def make_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
     Raises:
         RunError: the launcher started several processes that do not see each other.
     """
+    if config.log.tracker == "tensorboard" and not is_tensorboard_available():
+        raise RunError(
+            "log.tracker is tensorboard, which is not installed; run "
+            "`pip install -c constraints.txt -e '.[tensorboard]'`, or set it to none"
+        )
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if config.train.precision == "bf16" else "no",
@@ -74,7 +79,7 @@ def assemble(config: RunConfig) -> Trainer:
     accelerator = make_accelerator(config, run_dir)
     train_set = Manifest.load(Path(config.data.path))
     held_out = _validation_path(config.data)
-    _check_classes(train_set, config)
+    _check_classes(train_set, held_out, config)
     set_seed(config.seed)
     network = build_network(config.model, config.data.image_size).to(accelerator.device)
     check_backend(config.model.attention, accelerator.device)
@@ -236,6 +241,7 @@ def _evaluator(
                 batch_size=config.validation.batch_size,
                 rank=rank,
                 world_size=processes,
+                max_bad_fraction=config.data.max_bad_fraction,
             )
 
     if config.validation.wiener_images:
@@ -246,6 +252,7 @@ def _evaluator(
                 image_size=size,
                 num=min(config.validation.wiener_images, train_set.num_samples),
                 batch_size=config.validation.batch_size,
+                max_bad_fraction=config.data.max_bad_fraction,
             )
 
     settings = sample_settings(config.sampling)
@@ -273,8 +280,13 @@ def _validation_path(data: DataConfig) -> Path | None:
     return beside if beside.is_dir() else None
 
 
-def _check_classes(train_set: Manifest, config: RunConfig) -> None:
+def _check_classes(train_set: Manifest, held_out: Path | None, config: RunConfig) -> None:
     classes, room = len(train_set.classes), config.model.num_classes
+    if room and held_out is not None and Manifest.load(held_out).classes != train_set.classes:
+        raise RunError(
+            f"{held_out} does not have the classes of {config.data.path}, so its labels would mean "
+            "something else; build both from one source with --validation"
+        )
     if room and classes > room:
         raise RunError(
             f"{config.data.path} has {classes} classes, but model.num_classes is {room}; set "

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from simple_diffusion.diffusion.generate import from_uint8
 from simple_diffusion.diffusion.objectives import Batch
-from simple_diffusion.diffusion.randomness import generators, normals, permutation, uniforms
+from simple_diffusion.diffusion.randomness import (
+    generators,
+    hash64,
+    normals,
+    permutation,
+    uniforms,
+)
 from simple_diffusion.diffusion.timesteps import TimeDistribution, stratified_quantiles
 
 
@@ -58,6 +64,12 @@ class Draws:
         jitter = uniforms(self.seed, "t", positions)
         t = self.times.quantile(stratified_quantiles(strata, jitter, self.batch_size))
         return t.float().to(self.device)
+
+    def dropout_seed(self, rank: int, start: int) -> int:
+        """Seed of torch's own generators for a step: what dropout draws is made where it runs,
+        so it repeats for an equal number of processes only.
+        """
+        return int(hash64(self.seed, f"dropout/{rank}", [start])[0] >> 1)
 
     def _labels(self, labels: Tensor, positions: Tensor) -> Tensor | None:
         if self.null_label is None:

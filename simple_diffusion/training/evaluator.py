@@ -199,7 +199,7 @@ class Evaluator:
 
     def _measure_yardstick(self) -> None:
         path = self.run_dir / "wiener.json"
-        if self.wiener is None or self.validation is None or path.exists():
+        if self.wiener is None or self.validation is None or self._is_measured(path):
             return
         result = yardstick(
             (batch.images for batch in self.wiener()),
@@ -209,6 +209,12 @@ class Evaluator:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(result), encoding="utf-8")
         temporary.replace(path)
+
+    def _is_measured(self, path: Path) -> bool:
+        try:
+            return bool(json.loads(path.read_text())["logsnr"] == list(self.logsnr))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _report(self) -> None:
         if self.accelerator.is_main_process:

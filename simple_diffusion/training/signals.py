@@ -3,6 +3,7 @@
 import signal
 from types import FrameType, TracebackType
 
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: saved, run the same command again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT: saved, the person asked
 
@@ -22,7 +23,7 @@ class StopSignals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOPPING:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

@@ -76,7 +76,7 @@ class CheckpointStore:
         try:
             self._write(temporary, groups, {**state, "format_version": FORMAT_VERSION})
             if final.exists():  # the same step, saved again once its events were done
-                final.rename(self.root / f".tmp-old-{images_seen:012d}")
+                final.rename(self.root / f".old-{images_seen:012d}")
             temporary.rename(final)
             _sync(self.root)
         except (OSError, SafetensorError) as error:
@@ -86,19 +86,24 @@ class CheckpointStore:
         self._retire()
         return final
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self, *, verify: bool = True) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None if there is none at all.
 
         A damaged one is reported, set aside as `<name>.damaged`, and the one before is tried.
 
+        Args:
+            verify: False to trust the newest one, where another process has just verified it.
+
         Raises:
             CheckpointError: all are damaged, or one was written by a newer version.
         """
+        if verify:
+            self._restore_replaced()
         candidates = self._complete_names()
         for path in reversed(candidates):
-            damage = _damage(path)
+            damage = _damage(path) if verify else None
             if damage is None:
-                return open_checkpoint(path)
+                return _open_verified(path)
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -142,13 +147,33 @@ class CheckpointStore:
             return []
         return sorted(path for path in self.root.iterdir() if path.name.isdigit())
 
+    def _restore_replaced(self) -> None:
+        """Put back a checkpoint that was moved away for its successor, which never came."""
+        for path in self.root.glob(".old-*"):
+            final = self.root / path.name.removeprefix(".old-")
+            if not final.exists():
+                path.rename(final)
+
+    def _milestones(self, names: list[Path]) -> set[Path]:
+        """The first checkpoint at or after each multiple of the interval, but for the start."""
+        if not self.milestone_images:
+            return set()
+        first: dict[int, Path] = {}
+        for path in names:
+            first.setdefault(int(path.name) // self.milestone_images, path)
+        first.pop(0, None)
+        return set(first.values())
+
     def _remove_temporaries(self) -> None:
-        for path in self.root.glob(".tmp-*"):
+        self._restore_replaced()
+        for path in (*self.root.glob(".tmp-*"), *self.root.glob(".old-*")):
             shutil.rmtree(path, ignore_errors=True)
 
     def _retire(self) -> None:
-        for path in self._complete_names()[: -self.keep]:
-            if self.milestone_images and int(path.name) % self.milestone_images == 0:
+        names = self._complete_names()
+        milestones = self._milestones(names)
+        for path in names[: -self.keep]:
+            if path in milestones:
                 continue
             (path / MARKER).unlink(missing_ok=True)  # half deleted must not look whole
             shutil.rmtree(path, ignore_errors=True)
@@ -192,6 +217,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     damage = _damage(path)
     if damage is not None:
         raise CheckpointError(damage)
+    return _open_verified(path)
+
+
+def _open_verified(path: Path) -> Checkpoint:
     state = _read_json(path / STATE)
     version = state.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:

@@ -42,9 +42,11 @@ class MetricsFile:
         lines = []
         for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except json.JSONDecodeError:
                 break
+            if isinstance(line, dict):
+                lines.append(line)
         return lines
 
     def rewind(self, keep: Callable[[dict[str, Any]], bool]) -> int:

@@ -19,7 +19,7 @@ from simple_diffusion.training.draws import Draws
 from simple_diffusion.training.ema import Ema
 from simple_diffusion.training.evaluator import Evaluator
 from simple_diffusion.training.optim import set_learning_rate
-from simple_diffusion.training.signals import StopRequested, StopSignals
+from simple_diffusion.training.signals import STOPPING, StopRequested, StopSignals
 from simple_diffusion.training.state import (
     Checkpoint,
     CheckpointError,
@@ -94,7 +94,7 @@ class Trainer:
     step: int = 0
     images_seen: int = 0
     replaced: int = 0
-    _logged_at: int = 0
+    _images_timed: int = 0
     _events_done: bool = False
     _saved_at: int | None = None
     _watch: Stopwatch = field(default_factory=Stopwatch)
@@ -123,7 +123,8 @@ class Trainer:
                     previous = self.images_seen
                     self._train_step(batch)
                     bar.update(self.batch_size)
-                    if self._due(self.intervals.log, previous):
+                    ended = self.images_seen >= self.total_images
+                    if ended or self._due(self.intervals.log, previous):
                         self._log(bar)
                     with self._watch.paused():
                         self._events(previous)
@@ -133,6 +134,7 @@ class Trainer:
         return self._stop
 
     def _train_step(self, images: ImageBatch) -> None:
+        torch.manual_seed(self.draws.dropout_seed(self.accelerator.process_index, self.images_seen))
         batch = self.draws.batch(images.images, images.labels, images.positions, self.images_seen)
         self.replaced += len(images.replaced)
         local = batch.x0.shape[0]
@@ -149,6 +151,7 @@ class Trainer:
         self._window.add("grad_norm", norm)
         self.step += 1
         self.images_seen += self.batch_size
+        self._images_timed += self.batch_size
         self._events_done = False
         set_learning_rate(self.optimizer, self.rate(self.images_seen))
         self.optimizer.step()
@@ -179,19 +182,18 @@ class Trainer:
         return self.images_seen // every > previous // every
 
     def _log(self, bar: tqdm) -> None:
-        means = self._window.means(lambda x: self.accelerator.reduce(x, reduction="sum"))
-        if not math.isfinite(means["loss"]):
+        means = self._window.means(self._sum)
+        if not all(map(math.isfinite, means.values())):
             raise self._not_finite()
         elapsed, waited = self._watch.window()
-        images = self.images_seen - self._logged_at
-        self._logged_at = self.images_seen
+        images, self._images_timed = self._images_timed, 0
         line: dict[str, Any] = {
             "kind": "train",
             "step": self.step,
             "images_seen": self.images_seen,
             **means,
             "lr": self.rate(self.images_seen),
-            "replaced": self.replaced,
+            "replaced": self._replaced_everywhere(),
             "images_per_second": images / elapsed,
             "data_wait": waited,
             "memory_gb": memory_gb(self.accelerator.device),
@@ -208,7 +210,7 @@ class Trainer:
     def _save(self) -> None:
         if self._saved_at == self.images_seen and self._events_done:
             return
-        window = self._window.reduced(lambda x: self.accelerator.reduce(x, reduction="sum"))
+        window, replaced = self._window.reduced(self._sum), self._replaced_everywhere()
         if not all(math.isfinite(total) for total, _ in window.values()):
             raise self._not_finite()
         if self.accelerator.is_main_process:
@@ -220,8 +222,7 @@ class Trainer:
                 "step": self.step,
                 "ema_updated_at": self.ema.updated_at,
                 "events_done": self._events_done,
-                "replaced": self.replaced,
-                "logged_at": self._logged_at,
+                "replaced": replaced,
                 "window": window,
                 "seconds": self._watch.seconds,
                 "identity": self.identity,
@@ -235,12 +236,21 @@ class Trainer:
         if self._events_done:
             self._saved_at = self.images_seen
 
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return total
+
+    def _replaced_everywhere(self) -> int:
+        count = torch.tensor(self.replaced, device=self.accelerator.device)
+        return int(self._sum(count))
+
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
         found = self.store.newest() if self.accelerator.is_main_process else None
         self.accelerator.wait_for_everyone()  # the main process may set damaged ones aside
         if not self.accelerator.is_main_process:
-            found = self.store.newest()
+            found = self.store.newest(verify=False)
         if found is None:
             if any(line.get("kind") == "train" for line in self.metrics.lines()):
                 raise CheckpointError(
@@ -254,8 +264,12 @@ class Trainer:
         self._load(found)
         if self.accelerator.is_main_process:
             self.metrics.rewind(self._is_written)
+            facts = {"kind": "run", **self.facts}
+            told = [line for line in self.metrics.lines() if line.get("kind") == "run"]
+            if not told or {**told[-1], "images_seen": 0} != {**facts, "images_seen": 0}:
+                self.metrics.append({**facts, "images_seen": self.images_seen})
             tqdm.write(f"resuming {found.path} at image {self.images_seen}")
-            before = found.state["world_size"]
+            before = found.state.get("world_size")
             if before != self.accelerator.num_processes:
                 tqdm.write(f"processes: {before} -> {self.accelerator.num_processes}")
 
@@ -282,12 +296,19 @@ class Trainer:
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.step, self.images_seen = state["step"], state["images_seen"]
-        self.ema.updated_at, self.replaced = state["ema_updated_at"], state["replaced"]
-        self._events_done, self._logged_at = state["events_done"], state["logged_at"]
+        self.ema.updated_at = state["ema_updated_at"]
+        self._events_done = state["events_done"]
         self._saved_at = self.images_seen if self._events_done else None
         self._watch = Stopwatch(state["seconds"])
-        if self.accelerator.is_main_process:  # holds the sums of all processes
-            self._window.load_state_dict(state["window"])
+        main = self.accelerator.is_main_process  # holds the sums of all processes
+        self.replaced = state["replaced"] if main else 0
+        window = state["window"].items()
+        self._window.load_state_dict({k: (s, n) if main else (0.0, 0) for k, (s, n) in window})
+        if self.images_seen - self.batch_size >= self.total_images:
+            raise CheckpointError(
+                f"the run has seen {self.images_seen} images already, more than "
+                f"train.total_images={self.total_images}; raise it, or choose another --run_dir"
+            )
 
     def _is_written(self, line: dict[str, Any]) -> bool:
         """Whether a metrics line is older than the restored state."""
@@ -296,12 +317,13 @@ class Trainer:
         return at < self.images_seen or (at == self.images_seen and done)
 
     def _check_stop(self) -> None:
-        """Raise on every process if any got a signal."""
-        received = self._stop.received is not None
+        """Raise on every process if any got a signal; all then agree which it was."""
         if self.accelerator.num_processes > 1:
-            flag = torch.tensor(float(received), device=self.accelerator.device)
-            received = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
-        if received:
+            mine = [float(self._stop.received == number) for number in STOPPING]
+            counts = self._sum(torch.tensor(mine, device=self.accelerator.device)).tolist()
+            heard = [number for number, count in zip(STOPPING, counts, strict=True) if count]
+            self._stop.received = heard[0] if heard else None
+        if self._stop.received is not None:
             raise StopRequested
 
     def _not_finite(self) -> TrainingError:

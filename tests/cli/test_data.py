@@ -46,7 +46,7 @@ def test_folder_verify_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     shard = out / "validation" / "shard-000000.tar"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert run("verify", out) == 1
-    assert "1 problems" in capsys.readouterr().out
+    assert "1 problem(s)" in capsys.readouterr().out
 
 
 def test_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

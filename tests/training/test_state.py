@@ -49,6 +49,22 @@ def test_keeps_the_newest_and_the_milestones(tmp_path: Path) -> None:
     assert [int(name) for name in names(store)] == [300, 600, 700]
 
 
+def test_milestones_need_not_be_multiples_of_the_batch(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1, milestone_images=100)
+    for images in range(0, 7 * 64, 64):
+        store.save(images, TENSORS, {})
+    assert [int(name) for name in names(store)] == [128, 256, 320, 384]
+
+
+def test_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    path = store.save(8, TENSORS, {"step": 8})
+    path.rename(tmp_path / ".old-000000000008")
+    found = store.newest()
+    assert found is not None
+    assert found.state["step"] == 8
+
+
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.save(8, TENSORS, {"events_done": False})

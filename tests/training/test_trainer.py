@@ -2,12 +2,14 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -54,7 +56,7 @@ class TestResume:
     """The same command again gives the run that was never stopped."""
 
     def test_killed_at_arbitrary_moments(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
-        config = tiny_config(checkpoint={"every_images": 16})
+        config = tiny_config(checkpoint={"every_images": 16}, model={"dropout": 0.1})
         unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
         begun = time.monotonic()
         assert train(config, f"--run_dir={unbroken}").returncode == 0
@@ -183,6 +185,23 @@ class TestRefusals:
             run_here(tiny_config(objective={"multiscale_from": 6}))
         assert not (tmp_path / "run").exists()
 
+    def test_validation_set_of_other_classes(
+        self, tiny_config: WriteConfig, tmp_path: Path, tiny_shards: Path
+    ) -> None:
+        other = tmp_path / "other"
+        shutil.copytree(tiny_shards / "validation", other)
+        manifest = json.loads((other / "manifest.json").read_text())
+        manifest["classes"] = manifest["classes"][::-1]
+        (other / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(RunError, match="does not have the classes of"):
+            run_here(tiny_config(data={"validation_path": str(other)}))
+
+    def test_fewer_images_than_seen(self, tiny_config: WriteConfig) -> None:
+        config = tiny_config(train={"total_images": 32})
+        run_here(config)
+        with pytest.raises(CheckpointError, match="has seen 32 images already"):
+            run_here(config, "--train.total_images=16")
+
     def test_exploding_loss_keeps_the_last_good_checkpoint(self, tiny_config: WriteConfig) -> None:
         config = tiny_config(log={"every_images": 8}, checkpoint={"every_images": 8})
         trainer = assemble(load_config(config))
@@ -212,7 +231,7 @@ class TestSplitting:
         ours, theirs = (
             [line for line in metrics(run) if line["kind"] == "train"] for run in (whole, split)
         )
-        assert len(ours) == len(theirs) == 3
+        assert len(ours) == len(theirs) == 4
         for one, other in zip(ours, theirs, strict=True):
             for name in ("images_seen", "lr", "loss", "grad_norm"):
                 assert other[name] == pytest.approx(one[name], rel=1e-3), name
@@ -229,7 +248,7 @@ class TestSplitting:
         assert result.returncode == 0, result.stderr
         ours = [line for line in metrics(one) if line["kind"] == "train"]
         theirs = [line for line in metrics(two) if line["kind"] == "train"]
-        assert len(ours) == len(theirs) == 16
+        assert len(ours) == len(theirs) == 17
         for mine, other in zip(ours, theirs, strict=True):
             assert mine["lr"] == other["lr"]
             assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
@@ -238,6 +257,61 @@ class TestSplitting:
             scale = weights[name].abs().max().clamp(min=1e-6)
             if name.startswith(("model/", "ema_")):
                 assert (weights[name] - others[name]).abs().max() / scale < 1e-3, name
+
+    def test_other_number_of_processes_goes_on(
+        self, tiny_config: WriteConfig, tmp_path: Path
+    ) -> None:
+        """Stopped in the middle of a log window, where the main process alone knows the sums."""
+        config = tiny_config(checkpoint={"every_images": 40}, train={"total_images": 120})
+        one, both = tmp_path / "one", tmp_path / "both"
+        assert train(config, f"--run_dir={one}").returncode == 0
+        trainer = assemble(load_config(config, [f"--run_dir={both}"]))
+        draw = trainer.evaluator.draw
+
+        def stop(*args: object) -> None:
+            trainer._stop.received = signal.SIGTERM
+            draw(*args)  # type: ignore[arg-type]
+
+        object.__setattr__(trainer.evaluator, "draw", stop)
+        assert trainer.run().received == signal.SIGTERM
+        assert trainer.images_seen == 80
+        result = train(config, f"--run_dir={both}", processes=2)
+        assert result.returncode == 0, result.stderr
+        assert "processes: 1 -> 2" in result.stderr + result.stdout
+        ours, theirs = (
+            [line for line in metrics(run) if line["kind"] != "run"] for run in (one, both)
+        )
+        assert [line["images_seen"] for line in ours] == [line["images_seen"] for line in theirs]
+        for mine, other in zip(ours, theirs, strict=True):
+            key = "loss" if mine["kind"] == "train" else "mean"
+            assert mine[key] == pytest.approx(other[key], rel=1e-3)
+
+    def test_signal_to_one_process_stops_all(
+        self, tiny_config: WriteConfig, tmp_path: Path
+    ) -> None:
+        config = tiny_config(train={"total_images": 100_000}, log={"every_images": 8})
+        process = subprocess.Popen(
+            command(config, processes=2),
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        run = tmp_path / "run"
+        while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 5:
+            assert process.poll() is None
+            time.sleep(0.05)
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if child.environ().get("RANK") == "1"
+        ]
+        workers[0].send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert "stopped by SIGTERM at image" in output
+        newest = max((run / "checkpoints").iterdir())
+        assert f"at image {int(newest.name)}" in output
 
     def test_batch_must_divide(self, tiny_config: WriteConfig) -> None:
         result = train(tiny_config(train={"batch_size": 7}), processes=2)
