@@ -67,7 +67,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     sample = ShardReader(tmp_path / "set", manifest).read(2, 3)
     assert (sample.key, sample.image, sample.class_) == ("folder/s23", flat_png(23), "bee")
     assert (sample.caption, sample.width, sample.height) == ("text 23", 8, 8)
-    assert "25 images in 3 shards" in str(report)
+    assert "25 images in 3 shard(s)" in str(report)
     assert "x.png: not an image" in str(report)
 
 
