@@ -297,8 +297,8 @@ class ValidationConfig:
         finite = all(math.isfinite(level) for level in self.logsnr)
         _require(len(self.logsnr) > 0 and finite, "validation.logsnr needs one or more finite λ")
         _require(
-            self.wiener_images == 0 or self.wiener_images >= 10,
-            "validation.wiener_images must be 0 (none) or at least 10",
+            self.wiener_images == 0 or 10 <= self.wiener_images <= 4096,
+            "validation.wiener_images must be 0 (none) or from 10 to 4096",
         )
 
 

@@ -66,6 +66,7 @@ def test_changing_a_type_replaces_its_section(tmp_path: Path) -> None:
         ("--data.path=[a]", "data.path must be one value"),
         ("--sampling.guidance_interval=[1, -5]", "must be .lowest"),
         ("--train.micro_batch_size=-1", "train.micro_batch_size must be at least 1"),
+        ("--validation.wiener_images=5000", "validation.wiener_images must be 0"),
         ("--optim.lr=.inf", "optim.lr must be positive and finite"),
         ("seed=1", "unexpected 'seed=1'; overrides are --section.key=value"),
         ("--seed=[", "not valid YAML"),

@@ -322,7 +322,10 @@ class Trainer:
             mine = [float(self._stop.received == number) for number in STOPPING]
             counts = self._sum(torch.tensor(mine, device=self.accelerator.device)).tolist()
             heard = [number for number, count in zip(STOPPING, counts, strict=True) if count]
-            self._stop.received = heard[0] if heard else None
+            if heard:  # else leave it: one may have come since the counting, for the next step
+                self._stop.received = heard[0]
+            else:
+                return
         if self._stop.received is not None:
             raise StopRequested
 

@@ -18,7 +18,7 @@ from simple_diffusion.training.assemble import assemble
 from simple_diffusion.training.run_folder import RunError
 from simple_diffusion.training.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 from simple_diffusion.training.state import CheckpointError
-from simple_diffusion.training.trainer import TrainingError
+from simple_diffusion.training.trainer import Trainer, TrainingError
 from tests.training.runs import ENVIRONMENT, command, last_tensors, metrics, train
 
 pytestmark = pytest.mark.integration
@@ -31,6 +31,17 @@ def run_here(config: Path, *overrides: str) -> Path:
     loaded = load_config(config, overrides)
     assemble(loaded).run()
     return Path(loaded.run_dir)
+
+
+def stop_while_drawing(trainer: Trainer) -> None:
+    """Make a signal arrive when the first grid is begun."""
+    draw = trainer.evaluator.draw
+
+    def draw_stopped(*args: object) -> None:
+        trainer._stop.received = signal.SIGTERM
+        draw(*args)  # type: ignore[arg-type]
+
+    object.__setattr__(trainer.evaluator, "draw", draw_stopped)
 
 
 def assert_same(first: Path, second: Path) -> None:
@@ -119,13 +130,7 @@ class TestResume:
         unbroken = run_here(config, f"--run_dir={tmp_path / 'unbroken'}")
         broken = f"--run_dir={tmp_path / 'broken'}"
         trainer = assemble(load_config(config, [broken]))
-        draw = trainer.evaluator.draw
-
-        def stopped_while_drawing(*args: object) -> None:
-            trainer._stop.received = signal.SIGTERM
-            draw(*args)  # type: ignore[arg-type]
-
-        object.__setattr__(trainer.evaluator, "draw", stopped_while_drawing)
+        stop_while_drawing(trainer)
         assert trainer.run().received == signal.SIGTERM
         assert trainer.images_seen == 80
         assert_same(unbroken, run_here(config, broken))
@@ -266,13 +271,7 @@ class TestSplitting:
         one, both = tmp_path / "one", tmp_path / "both"
         assert train(config, f"--run_dir={one}").returncode == 0
         trainer = assemble(load_config(config, [f"--run_dir={both}"]))
-        draw = trainer.evaluator.draw
-
-        def stop(*args: object) -> None:
-            trainer._stop.received = signal.SIGTERM
-            draw(*args)  # type: ignore[arg-type]
-
-        object.__setattr__(trainer.evaluator, "draw", stop)
+        stop_while_drawing(trainer)
         assert trainer.run().received == signal.SIGTERM
         assert trainer.images_seen == 80
         result = train(config, f"--run_dir={both}", processes=2)
