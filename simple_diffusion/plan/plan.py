@@ -10,7 +10,7 @@ from simple_diffusion.plan.phases import Phase, PhaseMemory, local_batch, rehear
 
 # What the trainer's evaluator allows the yardstick (eval.wiener): float32 coefficients of so many
 # images, four times over, as long as that is below the limit.
-YARDSTICK_IMAGES, YARDSTICK_COPIES, YARDSTICK_LIMIT = 4096, 4, 4_000_000_000
+YARDSTICK_COPIES, YARDSTICK_LIMIT = 4, 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,10 @@ def _notes(config: RunConfig) -> Iterator[str]:
 
 def yardstick_bound(config: RunConfig) -> int:
     """Bytes that fitting the Wiener yardstick may take at the end of a run; 0 without one."""
-    images = min(config.validation.wiener_images, YARDSTICK_IMAGES)
     if not config.validation.images:
         return 0
     pixels = 3 * config.data.image_size**2
-    return min(YARDSTICK_COPIES * 4 * pixels * images, YARDSTICK_LIMIT)
+    return min(YARDSTICK_COPIES * 4 * pixels * config.validation.wiener_images, YARDSTICK_LIMIT)
 
 
 def _row(title: str, *columns: str) -> str:
