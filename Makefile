@@ -10,7 +10,7 @@ TRAIN_ARGS ?=
 
 .PHONY: quickstart test lint types clean
 
-quickstart: $(VENV)/.installed-icons
+quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/simple-diffusion data build icons $(ICONS) --size 64 --validation 0.05
 	$(BIN)/simple-diffusion train configs/quickstart.yaml --run_dir $(RUN_DIR) --data.path=$(ICONS) $(TRAIN_ARGS)
 

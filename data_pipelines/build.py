@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +44,7 @@ class Sample:
         height: Upright height in pixels.
         class_: Class name, where known.
         caption: Text, where known.
+        synthetic: Whether a model made the image.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Sample:
     height: int
     class_: str | None = None
     caption: str | None = None
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,10 @@ class BuildReport:
         for name, manifest in parts:
             if manifest is not None:
                 size = sum(shard.bytes for shard in manifest.shards) / 2**20
+                made = f", {manifest.synthetic} synthetic" if manifest.synthetic else ""
                 lines.append(
                     f"  {name}: {manifest.num_samples} images in {len(manifest.shards)} shard(s), "
-                    f"{size:.1f} MiB, {sum(map(bool, manifest.class_counts))} classes"
+                    f"{size:.1f} MiB, {sum(map(bool, manifest.class_counts))} classes{made}"
                 )
         if self.rejected:
             lines.append(f"  rejected: {len(self.rejected)}")
@@ -106,6 +109,7 @@ def write_shards(
     source: str,
     licence: str,
     recipe: Mapping[str, Any],
+    classes: Sequence[str] | None = None,
     shard_samples: int = 1000,
     validation: float = 0.0,
     overwrite: bool = False,
@@ -121,6 +125,8 @@ def write_shards(
         source: Where the images came from, for people.
         licence: Note on what the images may be used for.
         recipe: All that decides the samples (JSON values); the writer's own options are added.
+        classes: Class names in the order of their labels, with or without samples; by default
+            those of the samples, sorted.
         shard_samples: Samples in a shard.
         validation: Share of samples, chosen by a hash of their keys, that go to `out/validation`.
         overwrite: Replace a set of another recipe instead of refusing.
@@ -129,7 +135,8 @@ def write_shards(
 
     Raises:
         ShardSetError: `out` holds something else, the disk is full, or no usable sample came.
-        ValueError: An option is out of range, or two samples have one key.
+        ValueError: An option is out of range, two samples have one key, or a sample's class is
+            not in `classes`.
     """
     out = Path(out)
     if shard_samples < 1:
@@ -137,12 +144,14 @@ def write_shards(
     if not 0.0 <= validation < 1.0:
         raise ValueError(f"validation is {validation}; it must be a share in [0, 1)")
     recipe = {**recipe, "shard_samples": shard_samples, "validation": validation}
+    if classes is not None:
+        recipe["class_list"] = hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()
     finished = _existing(out, recipe, overwrite)
     if finished is not None:
         return finished
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    build = _Build(partial, shard_samples, validation, out)
+    build = _Build(partial, shard_samples, validation, out, classes)
     try:
         partial.mkdir(parents=True)
         bar = progress_bar(samples(), total, str(out), progress)
@@ -178,9 +187,20 @@ def progress_bar(
 class _Build:
     """The part of a set that has been written so far."""
 
-    def __init__(self, partial: Path, shard_samples: int, validation: float, out: Path) -> None:
+    def __init__(
+        self,
+        partial: Path,
+        shard_samples: int,
+        validation: float,
+        out: Path,
+        classes: Sequence[str] | None,
+    ) -> None:
         self._partial, self._out = partial, out
         self._share = validation
+        self._classes = None if classes is None else tuple(classes)
+        self._known = None if classes is None else {None, *classes}
+        if classes is not None and len(set(classes)) != len(classes):
+            raise ValueError(f"{out}: the list of classes names one twice")
         self._train = _ShardWriter(partial, shard_samples)
         self._held = _ShardWriter(partial / VALIDATION, shard_samples)
         self._keys: set[str] = set()
@@ -204,6 +224,11 @@ class _Build:
             return
         if item.key in self._keys:
             raise ValueError(f"{self._out}: two samples have the key {item.key!r}")
+        if self._known is not None and item.class_ not in self._known:
+            raise ValueError(
+                f"{self._out}: sample {item.key!r} has the class {item.class_!r}, which is not in "
+                "the list of classes"
+            )
         self._keys.add(item.key)
         held = _share_of(item.key) < self._share
         (self._held if held else self._train).add(item)
@@ -212,7 +237,7 @@ class _Build:
         self._train.finish()
         self._held.finish()
         counts = self._train.classes + self._held.classes
-        classes = tuple(sorted(counts))
+        classes = tuple(sorted(counts)) if self._classes is None else self._classes
         if not self._train.shards:
             raise ShardSetError(
                 f"{self._out}: no usable image came from {source}"
@@ -231,6 +256,7 @@ class _Build:
                 licence=licence,
                 source=source,
                 recipe=recipe,
+                synthetic=part.synthetic,
             )
             for part in (self._train, self._held)
         ]
@@ -253,6 +279,7 @@ class _ShardWriter:
         self._folder, self._shard_samples = folder, shard_samples
         self.shards: list[Shard] = []
         self.classes: Counter[str] = Counter()
+        self.synthetic = 0
         self.bytes = 0
         self._file: _HashedFile | None = None
         self._tar: TarWriter | None = None
@@ -269,6 +296,9 @@ class _ShardWriter:
         metadata: dict[str, str | int]
         metadata = {name: value for name, value in known.items() if value is not None}
         metadata |= {"width": sample.width, "height": sample.height}
+        if sample.synthetic:
+            metadata["synthetic"] = True
+            self.synthetic += 1
         self.bytes += self._tar.write(
             {
                 "__key__": sample.key,

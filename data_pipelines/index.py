@@ -32,6 +32,7 @@ class IndexReport:
         lines = [
             f"{self.root}: {self.manifest.num_samples} samples in {len(self.manifest.shards)} "
             f"shards, {len(self.manifest.classes)} classes"
+            + (f", {self.manifest.synthetic} synthetic" if self.manifest.synthetic else "")
         ]
         if self.bad:
             lines.append(f"  {len(self.bad)} samples cannot be used and will be replaced:")
@@ -59,23 +60,24 @@ def index_shards(root: Path | str, *, progress: bool = True) -> IndexReport:
         raise ShardSetError(
             f"{root}: no .tar files to index; build a set with `simple-diffusion data build`"
         )
-    shards, bad, counts = [], [], Counter[str | int]()
+    shards, bad, counts, synthetic = [], [], Counter[str | int](), 0
     for path in progress_bar(paths, len(paths), str(root), progress, unit="shards"):
         name = path.relative_to(root).as_posix()
         index = TarIndex(path)
         for number in range(len(index)):
             try:
-                class_ = index.read(number, name).class_
+                sample = index.read(number, name)
             except SampleError as error:
                 bad.append(error)
                 continue
-            if class_ is not None:
-                counts[class_] += 1
+            synthetic += sample.synthetic
+            if sample.class_ is not None:
+                counts[sample.class_] += 1
         shards.append(Shard(name, len(index), path.stat().st_size, checksum(path)))
         index.close()
     if not any(shard.samples for shard in shards):
         raise ShardSetError(f"{root}: its {len(shards)} tars hold no samples")
-    manifest = _manifest(root, shards, counts)
+    manifest = _manifest(root, shards, counts, synthetic)
     manifest.save(root)
     return IndexReport(root, manifest, tuple(bad))
 
@@ -98,7 +100,9 @@ def _tars(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _manifest(root: Path, shards: list[Shard], counts: Counter[str | int]) -> Manifest:
+def _manifest(
+    root: Path, shards: list[Shard], counts: Counter[str | int], synthetic: int
+) -> Manifest:
     known: tuple[str, ...] = ()
     licence, source = "not stated", f"tars of the folder {root.resolve().name}"
     if (root / MANIFEST_NAME).exists():
@@ -119,6 +123,7 @@ def _manifest(root: Path, shards: list[Shard], counts: Counter[str | int]) -> Ma
         licence=licence,
         source=source,
         recipe={"builder": "index"},
+        synthetic=synthetic,
     )
 
 

@@ -370,6 +370,7 @@ def evaluation_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    batches: Sequence[int] | None = None,
     max_bad_fraction: float = 0.01,
 ) -> Loader:
     """Makes a loader of the first `num` samples in a fixed pseudo-random order, centre-cropped.
@@ -385,6 +386,7 @@ def evaluation_loader(
         workers: Worker processes of this rank.
         rank: This process.
         world_size: Number of processes.
+        batches: Only these steps, counted from 0, in this order; all by default.
         max_bad_fraction: As in `make_loader`.
 
     Raises:
@@ -402,7 +404,8 @@ def evaluation_loader(
         )
     order = Order([shard.samples for shard in manifest.shards], seed=_EVALUATION_SEED)
     pieces = []
-    for start in range(0, num, batch_size):
+    starts = range(0, num, batch_size)
+    for start in starts if batches is None else [starts[number] for number in batches]:
         numbers = np.arange(start, min(start + batch_size, num), dtype=np.int64)
         mine = np.array_split(numbers, world_size)[rank]
         if mine.size:

@@ -51,6 +51,8 @@ class Manifest:
         source: Where the images came from, for people.
         recipe: What the set was built with; two builds with one recipe give the same bytes.
         format_version: Version of this file format.
+        synthetic: Number of samples that a model made; the others are real, or not known to be
+            otherwise.
     """
 
     shards: tuple[Shard, ...]
@@ -60,6 +62,7 @@ class Manifest:
     source: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    synthetic: int = 0
 
     @property
     def num_samples(self) -> int:
@@ -74,7 +77,7 @@ class Manifest:
 
     def save(self, root: Path) -> None:
         """Writes `root/manifest.json` atomically; equal manifests give equal bytes."""
-        document = {
+        document: dict[str, Any] = {
             "format_version": self.format_version,
             "source": self.source,
             "licence": self.licence,
@@ -86,6 +89,8 @@ class Manifest:
                 for s in self.shards
             ],
         }
+        if self.synthetic:  # sets of real images look as they did before there was this key
+            document["synthetic"] = self.synthetic
         path = Path(root) / MANIFEST_NAME
         temporary = path.with_suffix(".json.partial")
         with open(temporary, "w", encoding="utf-8") as file:
@@ -161,6 +166,7 @@ class Manifest:
     @classmethod
     def _from_document(cls, document: object, path: Path) -> "Manifest":
         version = _take(document, "format_version", int, path)
+        assert isinstance(document, dict)
         if version > FORMAT_VERSION:
             raise ShardSetError(
                 f"{path}: format_version {version} is later than this release reads "
@@ -185,6 +191,13 @@ class Manifest:
         )
         if len({shard.path for shard in shards}) != len(shards):
             raise ShardSetError(f"{path}: 'shards' names a file twice")
+        synthetic = document.get("synthetic", 0)
+        num_samples = sum(shard.samples for shard in shards)
+        if not _is_count(synthetic) or synthetic > num_samples:
+            raise ShardSetError(
+                f"{path}: 'synthetic' is {synthetic!r}; it must be a number of samples, at most "
+                f"the {num_samples} that there are"
+            )
         return cls(
             shards=shards,
             classes=tuple(classes),
@@ -193,6 +206,7 @@ class Manifest:
             source=_take(document, "source", str, path),
             recipe=_take(document, "recipe", dict, path),
             format_version=version,
+            synthetic=synthetic,
         )
 
 

@@ -51,6 +51,7 @@ class RawSample:
         class_: Class name or number, where known.
         width: Width in pixels as stated by the metadata, where stated.
         height: Height likewise.
+        synthetic: Whether the metadata says that a model made the image.
     """
 
     key: str
@@ -60,6 +61,7 @@ class RawSample:
     class_: str | int | None
     width: int | None
     height: int | None
+    synthetic: bool = False
 
 
 class TarIndex:
@@ -200,7 +202,10 @@ class TarIndex:
         for name, value in size.items():
             if not _is_or_none(value, int):
                 raise ValueError(f"its {name} is {value!r}, not an integer")
-        return {"class_": class_, "caption": caption, **size}
+        synthetic = document.get("synthetic")
+        if synthetic is not None and not isinstance(synthetic, bool):
+            raise ValueError(f"its synthetic is a {type(synthetic).__name__}, not true or false")
+        return {"class_": class_, "caption": caption, **size, "synthetic": bool(synthetic)}
 
     def _class_member(self, index: int) -> str | int | None:
         encoded = self._bytes(index, _CLS, MAX_TEXT_BYTES)

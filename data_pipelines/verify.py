@@ -50,9 +50,10 @@ def verify(root: Path | str, *, progress: bool = True) -> VerifyReport:
     manifest = Manifest.parse(root)
     problems: list[str] = []
     counts: Counter[str] = Counter()
-    good = 0
+    good = synthetic = 0
     samples = _samples(root, manifest, problems)
     for shard, sample in progress_bar(samples, manifest.num_samples, str(root), progress):
+        synthetic += sample.synthetic
         if sample.class_ is not None:
             counts[str(sample.class_)] += 1
         problem = _problem(sample, manifest.classes)
@@ -65,6 +66,8 @@ def verify(root: Path | str, *, progress: bool = True) -> VerifyReport:
     for name, stated in zip(manifest.classes, manifest.class_counts, strict=True):
         if counts[name] != stated:
             problems.append(f"class {name!r}: {counts[name]} samples; the manifest says {stated}")
+    if synthetic != manifest.synthetic:
+        problems.append(f"{synthetic} synthetic samples; the manifest says {manifest.synthetic}")
     return VerifyReport(root, good, tuple(problems))
 
 

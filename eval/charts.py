@@ -78,6 +78,19 @@ def spectrum(log: RunLog, before: Validation, after: Validation) -> str:
     return _svg(figure, "spectrum")
 
 
+def score_curve(log: RunLog, name: str) -> str:
+    """An SVG of one figure's values, and of its floor, over images seen."""
+    figure, axes = _axes(name)
+    points = [(one.images_seen, *one.figures[name]) for one in log.scorings if name in one.figures]
+    seen, values, _, floors = zip(*points, strict=True)
+    axes.plot(seen, values, "o-", ms=4, color=_INKS["two"], label="samples")
+    if np.isfinite(floors).any():
+        axes.plot(seen, floors, "--", color=_INKS["three"], label="floor")
+    axes.xaxis.set_major_formatter(_count_label)
+    _legend(axes)
+    return _svg(figure, f"score-{list(log.scorings[-1].figures).index(name)}")
+
+
 def losses_picture(log: RunLog) -> bytes:
     """A PNG of the training loss and the mean validation eps-MSE over images seen."""
     figure, axes = _axes("Training loss and validation eps-MSE", size=(8.0, 4.5))
@@ -123,7 +136,8 @@ def _axes(
 ) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=11, color=_INKS["text"])
+    heading = axes.set_title(title, loc="left", fontsize=11, color=_INKS["text"])
+    heading.set_parse_math(False)  # it may be a name from a file
     axes.set_xlabel(x_label, color=_INKS["text"])
     axes.grid(True, color=_INKS["line"], alpha=0.16, linewidth=0.7)
     axes.tick_params(which="both", color=_INKS["line"], labelcolor=_INKS["text"], labelsize=9)

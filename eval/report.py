@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eval.charts import losses_picture, spectrum, training_curves, validation_means
+from eval.charts import (
+    losses_picture,
+    score_curve,
+    spectrum,
+    training_curves,
+    validation_means,
+)
 from eval.page_style import STYLE
 from eval.run_log import RunLog, Validation, read_run, sample_grids
 
@@ -45,6 +51,7 @@ def write_report(run_dir: Path) -> Path:
     body = (
         _header(log, name)
         + _samples(run_dir)
+        + _scores(log)
         + _validation(log)
         + _training(log)
         + _config(run_dir / "config.yaml")
@@ -195,6 +202,31 @@ def _picture(path: Path, side: int) -> str | None:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _scores(log: RunLog) -> str:
+    if not log.scorings:
+        return ""
+    before, after = log.scorings[0], log.scorings[-1]
+    first = {} if before is after else before.figures
+    head = ["figure", *([f"after {before.images_seen:,} images"] if first else [])]
+    head += [f"after {after.images_seen:,} images", "matched", "floor"]
+    rows = []
+    for name, (value, matched, floor) in after.figures.items():
+        cells = [first.get(name, (math.nan,))[0]] if first else []
+        rows.append((escape(name), *map(_figure, [*cells, value, matched, floor])))
+    pins = ", ".join(f"{escape(k)} {escape(v)}" for k, v in after.pins.items())
+    note = (
+        f"Samples of weights <code>{escape(after.weights)}</code> against held-out images ({pins})."
+        " Only figures of one extractor, number of samples and reference compare. The floor is one"
+        " half of the real images against the other half; matched scores as many samples against"
+        " that same half, and compares with the floor."
+    )
+    plots = "".join(score_curve(log, name) for name in after.figures) if first else ""
+    return (
+        f'<section><h2>Scores</h2><p class="note">{note}</p>{_table(head, rows)}'
+        f'<div class="plots">{plots}</div></section>'
+    )
 
 
 def _validation(log: RunLog) -> str:

@@ -12,6 +12,8 @@ A run folder holds, each part optional:
                     data_wait (share of time), seconds (of the whole run so far, earlier processes
                     included), replaced (corrupt samples so far), `loss/<term>`.
                     `"kind": "validation"`: weights, logsnr, eps_mse, mean.
+                    `"kind": "scores"`: weights, extractor, num, reference_images, steps, guidance,
+                    scores: figure -> value, matched, floor (`eval.metrics.Score`).
                     Any line may state `parameters`.
     wiener.json     logsnr, eps_mse, images: the linear yardstick (`eval.wiener.yardstick`).
     samples/        `<images seen>.png` and `final.png`.
@@ -60,6 +62,23 @@ class Validation:
     mean: float
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """The scores of one set of samples.
+
+    Attributes:
+        images_seen: images trained on before it.
+        weights: the name of the weights that drew the samples.
+        pins: what the figures depend on, for people.
+        figures: figure -> its value, `matched` and `floor`; nan where unknown.
+    """
+
+    images_seen: int
+    weights: str
+    pins: dict[str, str]
+    figures: dict[str, tuple[float, float, float]]
+
+
 @dataclass
 class RunLog:
     """What metrics.jsonl and wiener.json say. A fact that they do not state is None or empty.
@@ -77,6 +96,7 @@ class RunLog:
         threads: of each process.
         precision: of training's network calls.
         validations: in the order of the file.
+        scorings: in the order of the file.
         wiener: eps-MSE of the yardstick by λ.
         wiener_images: how many images the yardstick was fitted to.
         unreadable: lines of metrics.jsonl that were left out.
@@ -94,6 +114,7 @@ class RunLog:
     threads: int | None = None
     precision: str = ""
     validations: list[Validation] = field(default_factory=list)
+    scorings: list[Scoring] = field(default_factory=list)
     wiener: dict[float, float] = field(default_factory=dict)
     wiener_images: int | None = None
     unreadable: int = 0
@@ -151,6 +172,8 @@ def read_run(run_dir: Path) -> RunLog:
                 continue
             weights, mean = str(record.get("weights", "")), _number(record.get("mean"))
             log.validations.append(Validation(images, weights, *bins, mean))
+        elif record.get("kind") == "scores":
+            log.scorings.append(_scoring(images, record))
     log.images_seen = np.array(seen, dtype=np.float64)
     log.curves = {name: np.array(column) for name, column in columns.items()}
     _read_wiener(run_dir / "wiener.json", log)
@@ -170,6 +193,18 @@ def _read_facts(record: dict[str, Any], log: RunLog) -> None:
     log.threads = _count(record, "threads")
     log.device = _text(record, "device")
     log.precision = _text(record, "precision")
+
+
+def _scoring(images_seen: int, record: dict[str, Any]) -> Scoring:
+    figures: dict[str, tuple[float, float, float]] = {}
+    scores = record.get("scores")
+    for name, score in scores.items() if isinstance(scores, dict) else ():
+        if isinstance(score, dict) and len(figures) < _MAX_BINS:
+            value, matched, floor = (_number(score.get(k)) for k in ("value", "matched", "floor"))
+            figures[name[:_MAX_TEXT]] = value, matched, floor
+    known = ("extractor", "num", "reference_images", "sampler", "steps", "guidance", "seed")
+    pins = {key: str(record[key])[:_MAX_TEXT] for key in known if key in record}
+    return Scoring(images_seen, str(record.get("weights", ""))[:_MAX_TEXT], pins, figures)
 
 
 def _read_wiener(path: Path, log: RunLog) -> None:

@@ -78,12 +78,15 @@ class ShiftedConfig(ScheduleConfig):
 @ScheduleConfig.register_subclass("interpolated")
 @dataclass(frozen=True)
 class InterpolatedConfig(ScheduleConfig):
+    """`high` null is the image's own side: no shift at the data end."""
+
     base: ScheduleConfig = field(default_factory=CosineConfig)
     low: int = 32
-    high: int = 512
+    high: int | None = None
 
     def build(self, image_size: int) -> schedules.Schedule:
-        return schedules.Interpolated(self.base.build(image_size), image_size, self.low, self.high)
+        high = image_size if self.high is None else self.high
+        return schedules.Interpolated(self.base.build(image_size), image_size, self.low, high)
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ class DataConfig:
 
     `validation_path` null means PATH/validation where that exists, else no validation. `streams`
     and `window` set the shuffle (see data_pipelines.order); null streams chooses by shard count.
+    `max_synthetic` is the share of images made by a model that training accepts.
     """
 
     path: str = "data/icons_64"
@@ -161,6 +165,10 @@ class DataConfig:
     window: int = 4
     workers: int = 1
     max_bad_fraction: float = 0.01
+    max_synthetic: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.max_synthetic <= 1.0, "data.max_synthetic must lie in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,8 @@ class ModelConfig:
     skips: Literal["block", "level"] = "block"
     positions: Literal["learned", "rotary"] = "learned"
     qk_norm: bool = True
+    norm: Literal["pre", "post"] = "pre"
+    branches: Literal["zero", "small", "default"] = "zero"
     dropout: float = 0.0
     dropout_resolution: int | None = None
     num_classes: int = 0
@@ -344,6 +354,28 @@ class GridConfig:
 
 
 @dataclass(frozen=True)
+class ScoresConfig:
+    """Scores of samples against the held-out images, with the first EMA; `num` 0 for none.
+
+    `metrics` are names in eval.metrics.METRICS, `extractor` one in eval.features.EXTRACTORS, and
+    `weights` its file where it has no usual place. `steps` null means `sampling.steps`.
+    """
+
+    every_images: int = 10_000
+    num: int = 0
+    steps: int | None = None
+    metrics: tuple[str, ...] = ("kid", "fd")
+    extractor: str = "lite0"
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.every_images >= 1, "scores.every_images must be at least 1")
+        _require(self.num == 0 or self.num >= 2, "scores.num must be 0 (none) or at least 2")
+        _require(self.steps is None or self.steps >= 1, "scores.steps must be at least 1")
+        _require(len(self.metrics) > 0, "scores.metrics needs at least one metric")
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """A metrics line every so many images; `tracker` is a further one besides JSON lines."""
 
@@ -371,6 +403,7 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     grids: GridConfig = field(default_factory=GridConfig)
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:

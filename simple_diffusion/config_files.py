@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import draccus
 import yaml
@@ -22,6 +22,7 @@ from simple_diffusion.config import RefusedValueError, RunConfig
 MAX_FILE_BYTES = 1_000_000
 COMMAND_LINE = "command line"
 Sources = dict[str, str]  # dotted key -> where it was set
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -34,17 +35,32 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: missing or malformed file, unknown key, wrong type, or a refused value.
     """
-    tree, sources = _read(path, ())
+    tree, sources = read_tree(path)
     command_line = parse_overrides(overrides)
-    sources.update(dict.fromkeys(_dotted_keys(command_line), COMMAND_LINE))
-    return decode(_merge(tree, command_line), sources, str(path))
+    sources.update(dict.fromkeys(dotted_keys(command_line), COMMAND_LINE))
+    return decode(merge(tree, command_line), sources, str(path))
 
 
 def decode(tree: dict[str, Any], sources: Sources, origin: str) -> RunConfig:
-    """Check a nested dict against the dataclasses, and build the config."""
-    _check(RunConfig, tree, "", sources, origin)
+    """Check a nested dict against the dataclasses of a run, and build the config.
+
+    Args:
+        tree: sections, keys and values.
+        sources: what to blame for each dotted key.
+        origin: what to blame for the others.
+
+    Raises:
+        ConfigError: unknown key, wrong type, or a refused value.
+    """
+    return decode_as(RunConfig, tree, sources, origin)
+
+
+def decode_as(cls: type[T], tree: dict[str, Any], sources: Sources, origin: str) -> T:
+    """As `decode`, for any dataclass of plain values and sections."""
+    _check(cls, tree, "", sources, origin, tuple(_keys_of(cls)))
     try:
-        return draccus.decode(RunConfig, tree)
+        value: T = draccus.decode(cls, tree)
+        return value
     except (draccus.utils.ParsingError, ValueError) as error:
         refused = _refused_value(error)
         if refused is not None:
@@ -121,10 +137,12 @@ def _parse_yaml(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin}: not valid YAML: {message}") from None
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Sources]:
-    real = Path(os.path.realpath(path))
-    if real in seen:
-        raise ConfigError(f"{path}: its bases lead back to itself; remove one `base:`")
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that one YAML file holds; a `base` in it is a key like any other.
+
+    Raises:
+        ConfigError: missing, too large, not YAML, or no mapping.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     if path.stat().st_size > MAX_FILE_BYTES:
@@ -138,36 +156,62 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Sources]:
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must be a mapping of sections, not a {type(tree).__name__}")
+    return tree
+
+
+def read_tree(path: Path) -> tuple[dict[str, Any], Sources]:
+    """A config file over its bases, not yet checked, and which file set each dotted key.
+
+    Raises:
+        ConfigError: as `read_mapping`, and for bases that lead back to themselves.
+    """
+    return _read(path, ())
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Sources]:
+    real = Path(os.path.realpath(path))
+    if real in seen:
+        raise ConfigError(f"{path}: its bases lead back to itself; remove one `base:`")
+    tree = read_mapping(path)
     base = tree.pop("base", None)
-    sources = dict.fromkeys(_dotted_keys(tree), str(path))
+    sources = dict.fromkeys(dotted_keys(tree), str(path))
     if base is None:
         return tree, sources
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base must be the path of a config file")
     base_tree, base_sources = _read(path.parent / base, (*seen, real))
-    return _merge(base_tree, tree), base_sources | sources
+    return merge(base_tree, tree), base_sources | sources
 
 
-def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """`overlay` over `base`, key by key; a section that changes its `type` is replaced."""
     if "type" in overlay and overlay["type"] != base.get("type"):
         return overlay
     merged = dict(base)
     for key, value in overlay.items():
         old = merged.get(key)
         merged[key] = (
-            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
         )
     return merged
 
 
-def _dotted_keys(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+def dotted_keys(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of a nested dict, sections included: ``a``, ``a.b``, ..."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _dotted_keys(value, f"{prefix}{key}.")
+            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
-def _check(cls: type, tree: dict[str, Any], prefix: str, sources: Sources, origin: str) -> None:
+def _check(
+    cls: type,
+    tree: dict[str, Any],
+    prefix: str,
+    sources: Sources,
+    origin: str,
+    everywhere: Sequence[str],
+) -> None:
     """Refuse unknown keys, sections that are no mappings, and null where a value is needed."""
     hints = typing.get_type_hints(cls)
     known = {f.name for f in fields(cls) if f.init}
@@ -175,7 +219,9 @@ def _check(cls: type, tree: dict[str, Any], prefix: str, sources: Sources, origi
         dotted = f"{prefix}{key}"
         where = sources.get(dotted, origin)
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {dotted}{_suggestion(dotted, cls)}")
+            raise ConfigError(
+                f"{where}: unknown key {dotted}{_suggestion(dotted, cls, everywhere)}"
+            )
         hint = hints[key]
         if value is None and type(None) not in typing.get_args(hint):
             raise ConfigError(f"{where}: {dotted} must not be null")
@@ -194,7 +240,7 @@ def _check(cls: type, tree: dict[str, Any], prefix: str, sources: Sources, origi
         assert isinstance(hint, type)
         section = _choice(hint, value, dotted, where)
         body = {k: v for k, v in value.items() if section is hint or k != "type"}
-        _check(section, body, f"{dotted}.", sources, origin)
+        _check(section, body, f"{dotted}.", sources, origin, everywhere)
 
 
 def _choice(hint: type, tree: dict[str, Any], dotted: str, where: str) -> type:
@@ -227,20 +273,24 @@ def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
-def _suggestion(dotted: str, cls: type) -> str:
-    """The nearest valid key: a sibling first, then anywhere in the config."""
+def _suggestion(dotted: str, cls: type, everywhere: Sequence[str]) -> str:
+    """The nearest valid key: a sibling first, then anywhere."""
     prefix, _, leaf = dotted.rpartition(".")
     siblings = [f.name for f in fields(cls) if f.init]
     close = difflib.get_close_matches(leaf, siblings, 1)
     if close:
         return f"; did you mean {prefix}.{close[0]}?" if prefix else f"; did you mean {close[0]}?"
-    everywhere = {key.rpartition(".")[2]: key for key in all_keys()}
-    close = difflib.get_close_matches(leaf, everywhere, 1)
+    by_leaf = {key.rpartition(".")[2]: key for key in everywhere}
+    close = difflib.get_close_matches(leaf, by_leaf, 1)
     if close:
-        return f"; did you mean {everywhere[close[0]]}?"
+        return f"; did you mean {by_leaf[close[0]]}?"
     return f"; {prefix or 'the config'} has {', '.join(siblings)}"
 
 
 def all_keys() -> list[str]:
     """Every dotted key of the default config."""
-    return list(_dotted_keys(draccus.encode(RunConfig())))
+    return list(_keys_of(RunConfig))
+
+
+def _keys_of(cls: type) -> Iterator[str]:
+    return dotted_keys(draccus.encode(cls()))

@@ -24,7 +24,8 @@ LAW: dict[str, set[str]] = {
     "plan": {"config", "models", "diffusion"},
     "training": {"diffusion", "models", "config", "data_pipelines", "eval"},
     "pipelines": {"diffusion", "models"},
-    "eval_runs": {"eval", "training", "pipelines"},
+    # studies and evaluations act on whole runs: they read configs and data as training does
+    "eval_runs": {"eval", "training", "pipelines", "config", "plan", "data_pipelines", "diffusion"},
 }
 LAW["cli"] = set(LAW)
 LAW["root"] = {"cli"}  # __main__ starts the command line; __init__ is held to less below

@@ -1,6 +1,7 @@
-"""`simple-diffusion data`: build, index, verify and look at shard sets."""
+"""`simple-diffusion data`: build, combine, index, verify and look at shard sets."""
 
 import argparse
+import re
 from typing import Any, TypeAlias
 
 # Heavy imports are inside the functions: `--help` must not wait for torch.
@@ -13,7 +14,7 @@ def add_parser(subparsers: SubParsers) -> None:
     data = _parser(
         subparsers,
         "data",
-        "Build, index, verify and look at shard sets.",
+        "Build, combine, index, verify and look at shard sets.",
         "simple-diffusion data build icons data/icons_64 --size 64",
     )
     verbs = data.add_subparsers(metavar="VERB", required=True)
@@ -26,6 +27,7 @@ def add_parser(subparsers: SubParsers) -> None:
     sources = build.add_subparsers(metavar="SOURCE", required=True)
     _add_icons(sources)
     _add_folder(sources)
+    _add_combine(verbs)
     _add_index(verbs)
     _add_verify(verbs)
     _add_show(verbs)
@@ -102,6 +104,34 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_combine(verbs: SubParsers) -> None:
+    parser = _parser(
+        verbs,
+        "combine",
+        "Make one shard set out of several: images are copied, classes merged by name.",
+        "simple-diffusion data combine data/mixed data/icons_64:4000 data/synthetic",
+    )
+    parser.add_argument("out", metavar="OUT", help="folder of the shard set")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SRC[:NUM[:FIRST]]",
+        help="shard set, and how many of its samples, from rank FIRST (default: 0) of a shuffled "
+        "order on: ranges that do not overlap share no sample (default: all). Held-out parts are "
+        "sets of their own and are not copied",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="chooses the shuffled orders (default: 0)"
+    )
+    parser.add_argument(
+        "--shard_samples", type=int, default=1000, help="images in a shard (default: 1000)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a set that was built otherwise"
+    )
+    parser.set_defaults(func=_combine)
+
+
 def _add_index(verbs: SubParsers) -> None:
     parser = _parser(
         verbs,
@@ -167,6 +197,25 @@ def _build_folder(args: argparse.Namespace) -> int:
         validation=args.validation,
         overwrite=args.overwrite,
     )
+    print(report)
+    return 0
+
+
+def _combine(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from data_pipelines.combine import Source, combine
+
+    sources = []
+    for word in args.sources:
+        match = re.fullmatch(r"(.+?)(?::(\d+)(?::(\d+))?)?", word, re.ASCII | re.DOTALL)
+        if match is None:
+            raise ValueError(f"{word!r} is not SRC, SRC:NUM or SRC:NUM:FIRST")
+        root, num, first = match.groups()
+        sources.append(
+            Source(Path(root), None if num is None else int(num), int(first or 0), args.seed)
+        )
+    report = combine(sources, args.out, shard_samples=args.shard_samples, overwrite=args.overwrite)
     print(report)
     return 0
 

@@ -1,15 +1,13 @@
 """`simple-diffusion sample`."""
 
 import argparse
-import difflib
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from simple_diffusion.cli.sampling_options import add_sampling_options, chosen_sampling, positive
 
+if TYPE_CHECKING:
+    from data_pipelines.build import BuildReport
     from simple_diffusion.config import SamplingConfig
     from simple_diffusion.training.saved_run import SavedRun
 
@@ -17,9 +15,12 @@ EXAMPLE = """\
 example:
   simple-diffusion sample runs/quickstart --out grid.png --num 64 --guidance 2
   simple-diffusion sample runs/quickstart --classes arrow battery --num 16 --images_dir pictures
+  simple-diffusion sample runs/quickstart --shards data/synthetic --num 10000
 
 Image number i depends on the seed, i and its class alone, so the defaults draw the pictures of the
-grids made during training. What is not given is as in the `sampling` section of the run's config.
+grids made during training. A shard set has the classes of the training data, its samples are
+marked as synthetic, and it is reused if it is there and complete. What is not given is as in the
+`sampling` section of the run's config.
 """
 
 
@@ -28,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sample",
         help="draw images with a run's network",
-        description="Draw images with a run's network: a grid, or a file for each.",
+        description="Draw images with a run's network: a grid, a file for each, or a shard set.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -36,6 +37,8 @@ def add_parser(subparsers: Any) -> None:
     add("run", metavar="RUN", type=Path, help="folder of a run")
     add("--out", type=Path, help="grid to write, a PNG (default: RUN/samples/sample.png)")
     add("--images_dir", type=Path, help="write single PNGs there; then --out has no default")
+    add("--shards", type=Path, metavar="OUT", help="write a shard set there, and nothing else")
+    add("--overwrite", action="store_true", help="replace a shard set of other images")
     add("--num", type=positive, default=64, help="number of images (default: 64)")
     add("--columns", type=positive, help="images in a row of the grid (default: about square)")
     add(
@@ -44,102 +47,83 @@ def add_parser(subparsers: Any) -> None:
         metavar="CLASS",
         help="names or numbers, taken in turn (default: drawn as often as in the training data)",
     )
-    add("--seed", type=int, help="names the set of images (default: the run's)")
-    add("--steps", type=positive, help="sampling steps")
-    add("--sampler", help="ddpm, ddim, euler, heun or dpm++2m")
-    add("--spacing", help="in what the steps are even: t, logsnr or tau")
-    add("--guidance", type=float, help="classifier-free guidance; 1 is the conditional model")
-    add(
-        "--guidance_interval",
-        type=float,
-        nargs=2,
-        metavar=("LO", "HI"),
-        help="the λ between which guidance applies (-99 and 99 are beyond every schedule)",
-    )
-    add("--precision", choices=("fp32", "bf16"), help="of the network")
-    add("--batch_size", type=positive, help="images that the network sees at once")
-    add("--weights", help="'model', or an average (default: the run's first average)")
-    add(
-        "--checkpoint", type=int, metavar="N", help="the one at N images seen (default: the newest)"
-    )
+    add_sampling_options(parser)
     parser.set_defaults(func=run)
-
-
-def positive(text: str) -> int:
-    """An integer above zero, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw; returns the exit code."""
     from simple_diffusion.training.saved_run import open_run
 
+    _check_shards(arguments)
     saved = open_run(arguments.run, arguments.weights, arguments.checkpoint)
-    sampling = _sampling(arguments, saved)
+    sampling = chosen_sampling(arguments, saved)
     seed = saved.config.seed if arguments.seed is None else arguments.seed
-    labels = _labels(arguments.classes, arguments.num, seed, saved)
-    grid = _check_outputs(arguments)
-    images = _draw(saved, sampling, labels, arguments.num, seed, arguments.images_dir, grid)
-    if grid is not None:
-        import torch
-
-        from simple_diffusion.training.grids import save_grid
-
-        save_grid(torch.cat(images), grid, arguments.columns)
-    guidance = f", guidance {sampling.guidance:g}" if labels is not None else ""
+    if arguments.shards is not None:
+        written: list[object] = [_draw_shards(arguments, saved, sampling, seed)]
+    else:
+        written = list(_draw_pictures(arguments, saved, sampling, seed))
+    guidance = f", guidance {sampling.guidance:g}" if saved.config.model.num_classes else ""
     print(
         f"{arguments.num} images by {saved.weights} after {saved.images_seen} images of training: "
         f"{sampling.sampler}, {sampling.steps} steps{guidance}, seed {seed}"
     )
-    for path in filter(None, (grid, arguments.images_dir)):
-        print(path)
+    for one in written:
+        print(one)
     return 0
 
 
-def _sampling(arguments: argparse.Namespace, saved: "SavedRun") -> "SamplingConfig":
-    """The run's sampling, with what the command line says instead."""
-    from simple_diffusion.diffusion.samplers import SAMPLERS, SPACINGS
-
-    _one_of("--sampler", arguments.sampler, SAMPLERS)
-    _one_of("--spacing", arguments.spacing, SPACINGS)
-    if not saved.config.model.num_classes and arguments.guidance not in (None, 1.0):
-        raise ValueError(
-            f"--guidance {arguments.guidance:g}: {arguments.run} is an unconditional model, which "
-            "has nothing to guide towards; leave it out"
-        )
-    names = ("sampler", "steps", "spacing", "guidance", "precision", "batch_size")
-    given = {name: getattr(arguments, name) for name in names}
-    if arguments.guidance_interval is not None:
-        low, high = arguments.guidance_interval
-        if not low <= high:
-            raise ValueError(f"--guidance_interval {low:g} {high:g}: LO must not exceed HI")
-        given["guidance_interval"] = (low, high)
-    return replace(saved.config.sampling, **{k: v for k, v in given.items() if v is not None})
-
-
-def _one_of(option: str, value: str | None, choices: Iterable[str]) -> None:
-    if value is None or value in choices:
+def _check_shards(arguments: argparse.Namespace) -> None:
+    if arguments.shards is None:
+        if arguments.overwrite:
+            raise ValueError("--overwrite is for a shard set; add --shards OUT, or leave it out")
         return
-    close = difflib.get_close_matches(value, list(choices), 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise ValueError(f"{option} {value!r} is not one of {', '.join(choices)}{hint}")
+    for option in ("out", "images_dir", "columns"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(
+                f"--{option} does not go with --shards, which draws nothing if the set is there "
+                "already; leave it out, and look at the set with `simple-diffusion data show "
+                f"{arguments.shards}`"
+            )
 
 
-def _labels(classes: list[str] | None, num: int, seed: int, saved: "SavedRun") -> "Tensor | None":
-    """One label for each image; None for an unconditional network."""
+def _draw_shards(
+    arguments: argparse.Namespace, saved: "SavedRun", sampling: "SamplingConfig", seed: int
+) -> "BuildReport":
+    from simple_diffusion.training.sample_shards import sample_shards
+
+    return sample_shards(
+        saved,
+        sampling,
+        arguments.shards,
+        num=arguments.num,
+        seed=seed,
+        classes=arguments.classes,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _draw_pictures(
+    arguments: argparse.Namespace, saved: "SavedRun", sampling: "SamplingConfig", seed: int
+) -> list[Path]:
+    """Draw the grid and the single files that are asked for; what was written."""
     import torch
 
-    from simple_diffusion.models.labels import class_label
-    from simple_diffusion.training.grids import grid_labels
+    from simple_diffusion.training.grids import save_grid
+    from simple_diffusion.training.sample_shards import draw_batches, image_labels
 
-    room = saved.config.model.num_classes
-    if classes is None:
-        return grid_labels(seed, range(num), saved.data.class_counts, room or None)
-    labels = [class_label(one, saved.data.classes, room) for one in classes]
-    return torch.tensor([labels[i % len(labels)] for i in range(num)])
+    labels = image_labels(saved, arguments.classes, arguments.num, seed)
+    folder, grid = arguments.images_dir, _check_outputs(arguments)
+    kept = []
+    for indices, images in draw_batches(saved, sampling, labels, arguments.num, seed):
+        if folder is not None:
+            for index, image in zip(indices, images, strict=True):
+                save_grid(image[None], folder / f"{index:06d}.png")
+        if grid is not None:
+            kept.append(images)
+    if grid is not None:
+        save_grid(torch.cat(kept), grid, arguments.columns)
+    return [path for path in (grid, folder) if path is not None]
 
 
 def _check_outputs(arguments: argparse.Namespace) -> Path | None:
@@ -158,39 +142,3 @@ def _check_outputs(arguments: argparse.Namespace) -> Path | None:
         if any(folder.iterdir()):
             raise ValueError(f"--images_dir {folder}: is not empty; choose or make another")
     return grid
-
-
-def _draw(
-    saved: "SavedRun",
-    sampling: "SamplingConfig",
-    labels: "Tensor | None",
-    num: int,
-    seed: int,
-    folder: Path | None,
-    grid: Path | None,
-) -> "list[Tensor]":
-    """Draw batch by batch, writing single files on the way; the batches, if a grid needs them."""
-    import torch
-    from tqdm import tqdm
-
-    from simple_diffusion.training.assemble import make_sampling, sample_settings
-    from simple_diffusion.training.grids import save_grid
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = saved.network(device)
-    drawer = make_sampling(saved.config, network, device, sample_settings(sampling))
-    starts = range(0, num, sampling.batch_size)
-    kept = []
-    with tqdm(total=len(starts) * sampling.steps, desc="sampling", unit="step") as bar:
-        for start in starts:
-            indices = range(start, min(start + sampling.batch_size, num))
-            part = None if labels is None else labels[indices.start : indices.stop]
-            images = drawer.images(
-                network, indices, part, seed=seed, on_step=lambda _: bar.update()
-            ).cpu()
-            if folder is not None:
-                for index, image in zip(indices, images, strict=True):
-                    save_grid(image[None], folder / f"{index:06d}.png")
-            if grid is not None:
-                kept.append(images)
-    return kept

@@ -150,17 +150,17 @@ class LinearBeta(Schedule):
                 f"LinearBeta needs 0 < beta_start <= beta_end < 1 and steps >= 2, got "
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}, steps={self.steps}"
             )
-        if self._beta(torch.zeros((), dtype=torch.float64)) <= 0.0:
+        if self._beta(_scalar(0.0)) <= 0.0:
             raise ValueError(
                 f"beta_start={self.beta_start} is below half of one step's increase; raise it or "
                 "use more steps"
             )
-        if self._beta(torch.tensor(float(self.steps), dtype=torch.float64)) >= 1.0:
+        if self._beta(_scalar(self.steps)) >= 1.0:
             raise ValueError(
                 f"beta_end={self.beta_end} is within half of one step's increase of 1; lower it or "
                 "use more steps"
             )
-        whole = self._decay(torch.tensor(float(self.steps), dtype=torch.float64))
+        whole = self._decay(_scalar(self.steps))
         end = float(_logsnr_from_decay(whole))
         if not end < self.logsnr_max < math.inf:
             raise ValueError(
@@ -191,7 +191,7 @@ class LinearBeta(Schedule):
         low, high = 0.0, float(self.steps)
         for _ in range(100):
             middle = 0.5 * (low + high)
-            value = float(self._decay(torch.tensor(middle, dtype=torch.float64)))
+            value = float(self._decay(_scalar(middle)))
             low, high = (middle, high) if value < decay else (low, middle)
         return 0.5 * (low + high)
 
@@ -268,6 +268,11 @@ class Interpolated(Schedule):
 
     def derivative(self, t: Tensor) -> Tensor:
         return self.base.derivative(t) - 2.0 * math.log(self.high / self.low)
+
+
+def _scalar(value: float) -> Tensor:
+    """In float64 on the CPU, where it can be read even while the default device is another."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _logsnr_from_decay(decay: Tensor) -> Tensor:

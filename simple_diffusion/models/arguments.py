@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from simple_diffusion.models.blocks import MLPKind
+from simple_diffusion.models.blocks import MLPKind, Norm
+from simple_diffusion.models.branches import Branches
 from simple_diffusion.models.levels import Skips
 from simple_diffusion.models.positions import Positions
 from simple_diffusion.models.stems import StemName
@@ -24,6 +25,8 @@ def check_arguments(
     mlp: str,
     skips: str,
     positions: str,
+    norm: str,
+    branches: str,
     dropout: float,
     dropout_resolution: int | None,
     num_classes: int,
@@ -38,6 +41,8 @@ def check_arguments(
     _choice("mlp", mlp, get_args(MLPKind))
     _choice("skips", skips, get_args(Skips))
     _choice("positions", positions, get_args(Positions))
+    _choice("norm", norm, get_args(Norm))
+    _choice("branches", branches, get_args(Branches))
     for name, value in (
         ("image_size", image_size),
         ("in_channels", in_channels),

@@ -11,6 +11,7 @@ from simple_diffusion.models.layers import GroupNorm, at_least_float32, conv, li
 from simple_diffusion.models.positions import Rotation, rotate
 
 MLPKind = Literal["gelu", "swiglu"]
+Norm = Literal["pre", "post"]
 
 
 class ConvBlock(nn.Module):
@@ -179,6 +180,8 @@ class TransformerBlock(nn.Module):
         qk_norm: normalise queries and keys.
         dropout: probability, on the output of each branch.
         backend: attention backend.
+        norm: ``pre`` normalises the input of each branch; ``post`` the sum after it, so that what
+            came before is halved in variance by every branch of its size (Vaswani et al. 2017).
     """
 
     def __init__(
@@ -192,9 +195,10 @@ class TransformerBlock(nn.Module):
         qk_norm: bool,
         dropout: float,
         backend: Backend,
+        norm: Norm = "pre",
     ) -> None:
         super().__init__()
-        self.width, self.dropout = width, dropout
+        self.width, self.dropout, self.norm = width, dropout, norm
         self.modulation = linear(condition_width, 6 * width, zero=True)
         self.attention = SelfAttention(width, head_dim, qk_norm, backend)
         self.mlp = MLP(width, mlp_ratio, mlp)
@@ -204,13 +208,22 @@ class TransformerBlock(nn.Module):
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(condition)[:, None, :].chunk(
             6, dim=-1
         )
-        h = self.attention(modulated_norm(x, scale1, shift1), rotation)
-        x = torch.addcmul(x, gate1, F.dropout(h, self.dropout, self.training))
-        h = self.mlp(modulated_norm(x, scale2, shift2))
-        return torch.addcmul(x, gate2, F.dropout(h, self.dropout, self.training))
+        h = self.attention(self._modulated(x, scale1, shift1), rotation)
+        x = self._added(x, gate1, h)
+        h = self.mlp(self._modulated(x, scale2, shift2))
+        return self._added(x, gate2, h)
+
+    def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        if self.norm == "pre":
+            return modulated_norm(x, scale, shift)
+        return torch.addcmul(shift, x, 1 + scale).to(scale.dtype)
+
+    def _added(self, x: Tensor, gate: Tensor, h: Tensor) -> Tensor:
+        x = torch.addcmul(x, gate, F.dropout(h, self.dropout, self.training))
+        return x if self.norm == "pre" else F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
     def extra_repr(self) -> str:
-        return f"width={self.width}, dropout={self.dropout}"
+        return f"width={self.width}, dropout={self.dropout}, norm={self.norm}"
 
 
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from simple_diffusion.models.arguments import check_arguments
 from simple_diffusion.models.attention import Backend, check_backend
-from simple_diffusion.models.blocks import MLPKind, TransformerBlock
+from simple_diffusion.models.blocks import MLPKind, Norm, TransformerBlock
+from simple_diffusion.models.branches import Branches, start_branches
 from simple_diffusion.models.conditioning import Conditioner
 from simple_diffusion.models.layers import at_least_float32
 from simple_diffusion.models.levels import Level, Skips
@@ -52,6 +53,9 @@ class UViT(nn.Module):
             x = up(x - h_after) + h_before, with h around the downsampling (SiD2).
         positions: ``learned`` table added to the tokens, or ``rotary`` in attention.
         qk_norm: normalise queries and keys.
+        norm: in the transformer, ``pre`` normalises the input of each branch, ``post`` each sum.
+        branches: how residual branches start: ``zero`` (off), ``small`` or ``default``; see
+            `branches.start_branches`.
         dropout: probability of dropping activations in residual branches.
         dropout_resolution: dropout only in blocks whose grid has this side or a smaller one, for
             images of `image_size`; None means in every block.
@@ -80,6 +84,8 @@ class UViT(nn.Module):
         skips: Skips = "block",
         positions: Positions = "learned",
         qk_norm: bool = True,
+        norm: Norm = "pre",
+        branches: Branches = "zero",
         dropout: float = 0.0,
         dropout_resolution: int | None = None,
         num_classes: int = 0,
@@ -101,6 +107,8 @@ class UViT(nn.Module):
             mlp=mlp,
             skips=skips,
             positions=positions,
+            norm=norm,
+            branches=branches,
             dropout=dropout,
             dropout_resolution=dropout_resolution,
             num_classes=num_classes,
@@ -144,6 +152,7 @@ class UViT(nn.Module):
                 qk_norm=qk_norm,
                 dropout=dropout_at(len(level_widths)),
                 backend=attention,
+                norm=norm,
             )
             for _ in range(depth)
         )
@@ -152,6 +161,7 @@ class UViT(nn.Module):
             if level_widths
             else TokenHead(width, pixels, condition_width)
         )
+        start_branches(self, branches)
 
     @property
     def null_label(self) -> int:

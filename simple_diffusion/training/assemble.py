@@ -1,6 +1,7 @@
 """From a config to a trainer: every part gets what it uses, none gets the config."""
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +13,9 @@ from accelerate.utils import is_tensorboard_available, set_seed
 
 from data_pipelines.loader import Loader, evaluation_loader, make_loader
 from data_pipelines.manifest import Manifest
+from eval.features import open_extractor
+from eval.metrics import check_metrics
 from simple_diffusion.config import (
-    DataConfig,
     RunConfig,
     SamplingConfig,
     build_network,
@@ -22,12 +24,15 @@ from simple_diffusion.config import (
 from simple_diffusion.diffusion.multiscale import scales
 from simple_diffusion.models.attention import check_backend
 from simple_diffusion.models.uvit import UViT
-from simple_diffusion.training.data_facts import DataFacts
+from simple_diffusion.training.data_facts import DataFacts, held_out_path
 from simple_diffusion.training.draws import Draws
 from simple_diffusion.training.ema import Ema
-from simple_diffusion.training.evaluator import Evaluator, SampleSettings, Sampling
+from simple_diffusion.training.evaluator import Evaluator
 from simple_diffusion.training.optim import adamw, learning_rate
+from simple_diffusion.training.reference import reference_statistics
 from simple_diffusion.training.run_folder import CHECKPOINTS, RunError, claim_run_folder
+from simple_diffusion.training.sampling import SampleSettings, Sampling
+from simple_diffusion.training.scores import Scorer
 from simple_diffusion.training.state import CheckpointStore
 from simple_diffusion.training.telemetry import MetricsFile
 from simple_diffusion.training.trainer import Intervals, Trainer
@@ -78,8 +83,9 @@ def assemble(config: RunConfig) -> Trainer:
     run_dir = Path(config.run_dir)
     accelerator = make_accelerator(config, run_dir)
     train_set = Manifest.load(Path(config.data.path))
-    held_out = _validation_path(config.data)
+    held_out = held_out_path(config.data)
     _check_classes(train_set, held_out, config)
+    _check_synthetic(train_set, held_out, config)
     set_seed(config.seed)
     network = build_network(config.model, config.data.image_size).to(accelerator.device)
     check_backend(config.model.attention, accelerator.device)
@@ -142,6 +148,7 @@ def assemble(config: RunConfig) -> Trainer:
         intervals=Intervals(
             log=config.log.every_images,
             validation=config.validation.every_images,
+            scores=config.scores.every_images,
             grid=config.grids.every_images,
             checkpoint=config.checkpoint.every_images,
         ),
@@ -255,14 +262,15 @@ def _evaluator(
                 max_bad_fraction=config.data.max_bad_fraction,
             )
 
-    settings = sample_settings(config.sampling)
+    sampling = make_sampling(config, network, accelerator.device, sample_settings(config.sampling))
     return Evaluator(
         accelerator=accelerator,
         run_dir=Path(config.run_dir),
         metrics=metrics,
-        sampling=make_sampling(config, network, accelerator.device, settings),
+        sampling=sampling,
         validation=validation,
         wiener=wiener,
+        scorer=_scorer(config, accelerator, sampling, held_out, train_set),
         logsnr=config.validation.logsnr,
         dtype=DTYPES[config.train.precision],
         class_counts=train_set.class_counts,
@@ -273,11 +281,46 @@ def _evaluator(
     )
 
 
-def _validation_path(data: DataConfig) -> Path | None:
-    if data.validation_path is not None:
-        return Path(data.validation_path)
-    beside = Path(data.path) / "validation"
-    return beside if beside.is_dir() else None
+def _scorer(
+    config: RunConfig,
+    accelerator: Accelerator,
+    sampling: Sampling,
+    held_out: Path | None,
+    train_set: Manifest,
+) -> Scorer | None:
+    scores = config.scores
+    if not scores.num:
+        return None
+    check_metrics(scores.metrics)
+    if held_out is None:
+        raise RunError(
+            "scores.num asks for scores, but there are no held-out images to score against; build "
+            "the data with --validation, set data.validation_path, or set --scores.num=0"
+        )
+    extractor = open_extractor(
+        scores.extractor,
+        weights=None if scores.weights is None else Path(scores.weights),
+        device=accelerator.device,
+    )
+    check_metrics(scores.metrics, extractor.facts.classes)
+    return Scorer(
+        accelerator=accelerator,
+        extractor=extractor,
+        reference=reference_statistics(
+            held_out,
+            image_size=config.data.image_size,
+            extractor=extractor,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+            wait=accelerator.wait_for_everyone,
+        ),
+        metrics=scores.metrics,
+        num=scores.num,
+        steps=scores.steps,
+        sampling=sampling,
+        class_counts=train_set.class_counts,
+        seed=config.seed,
+    )
 
 
 def _check_classes(train_set: Manifest, held_out: Path | None, config: RunConfig) -> None:
@@ -291,4 +334,22 @@ def _check_classes(train_set: Manifest, held_out: Path | None, config: RunConfig
         raise RunError(
             f"{config.data.path} has {classes} classes, but model.num_classes is {room}; set "
             f"--model.num_classes={classes} (or 0 for an unconditional model)"
+        )
+
+
+def _check_synthetic(train_set: Manifest, held_out: Path | None, config: RunConfig) -> None:
+    share, most = train_set.synthetic / train_set.num_samples, config.data.max_synthetic
+    if share > most:
+        raise RunError(
+            f"{config.data.path}: {train_set.synthetic} of {train_set.num_samples} images "
+            f"({100 * share:.3g}%) were made by a model, but data.max_synthetic is {most:g}. "
+            "Models trained on the images of models lose variety and quality with every "
+            "generation; train on real images, add some with `simple-diffusion data combine`, or, "
+            f"if it is meant, set --data.max_synthetic={math.ceil(1000 * share) / 1000:g}"
+        )
+    if held_out is not None and (made := Manifest.load(held_out).synthetic):
+        raise RunError(
+            f"{held_out}: {made} of its images were made by a model. What training is measured "
+            "against must be real, or a model that copies another would seem perfect; set "
+            "data.validation_path to a set of real images"
         )

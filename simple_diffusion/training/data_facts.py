@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from data_pipelines.manifest import Manifest
+from simple_diffusion.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,14 @@ class DataFacts:
         if len(names) != len(counts):
             raise ValueError(f"{len(names)} 'classes', but {len(counts)} 'class_counts'")
         return cls(**{**facts, "classes": tuple(names), "class_counts": tuple(counts)})
+
+
+def held_out_path(data: DataConfig) -> Path | None:
+    """The set of held-out images of a config; None if there is none."""
+    if data.validation_path is not None:
+        return Path(data.validation_path)
+    beside = Path(data.path) / "validation"
+    return beside if beside.is_dir() else None
 
 
 def _is_count(value: object) -> bool:

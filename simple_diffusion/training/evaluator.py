@@ -8,104 +8,18 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from data_pipelines.loader import Batch
 from eval.report import plot_losses, write_report
 from eval.wiener import yardstick
-from simple_diffusion.diffusion.generate import generate
-from simple_diffusion.diffusion.guidance import Network
-from simple_diffusion.diffusion.prediction import Prediction
-from simple_diffusion.diffusion.samplers import SAMPLERS, Spacing
-from simple_diffusion.diffusion.schedules import Schedule
 from simple_diffusion.training.grids import grid_labels, save_grid
+from simple_diffusion.training.sampling import Sampling, in_precision
+from simple_diffusion.training.scores import Scorer
 from simple_diffusion.training.telemetry import MetricsFile
 from simple_diffusion.training.validation import validation_mse
 
 CheckStop = Callable[[], None]
-
-
-def in_precision(network: nn.Module, dtype: torch.dtype, device: torch.device) -> Network:
-    """The network under autocast to `dtype` (float32: none), with float32 outputs."""
-
-    def call(z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return network(z, logsnr, labels).float()
-
-    return call
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """How images are drawn; see `config.SamplingConfig`."""
-
-    sampler: str
-    steps: int
-    spacing: Spacing
-    guidance: float
-    guidance_interval: tuple[float, float]
-    dtype: torch.dtype
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Draws images with a network, in batches.
-
-    Attributes:
-        schedule: of the network's training.
-        prediction: what the network predicts.
-        shape: (C, H, W) of an image.
-        null_label: the null class; None for an unconditional network.
-        device: where the network is.
-        settings: how to draw.
-    """
-
-    schedule: Schedule
-    prediction: Prediction
-    shape: tuple[int, int, int]
-    null_label: int | None
-    device: torch.device
-    settings: SampleSettings
-
-    def images(
-        self,
-        network: nn.Module,
-        indices: Sequence[int],
-        labels: Tensor | None,
-        *,
-        seed: int,
-        steps: int | None = None,
-        on_step: Callable[[int], None] | None = None,
-    ) -> Tensor:
-        """Images number `indices` of the set `seed`: (len(indices), C, H, W) in [-1, 1].
-
-        `labels` holds one label for each; `steps` replaces the settings' number.
-        """
-        given = self.settings
-        drawn = []
-        for start in range(0, len(indices), given.batch_size):
-            stop = start + given.batch_size
-            drawn.append(
-                generate(
-                    in_precision(network, given.dtype, self.device),
-                    self.schedule,
-                    self.prediction,
-                    SAMPLERS[given.sampler],
-                    indices=indices[start:stop],
-                    seed=seed,
-                    shape=self.shape,
-                    steps=given.steps if steps is None else steps,
-                    device=self.device,
-                    labels=None if labels is None else labels[start:stop],
-                    null_label=self.null_label,
-                    guidance=given.guidance if self.null_label is not None else 1.0,
-                    guidance_interval=given.guidance_interval,
-                    spacing=given.spacing,
-                    on_step=on_step,
-                )
-            )
-        return torch.cat(drawn) if drawn else torch.empty(0, *self.shape, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -119,6 +33,7 @@ class Evaluator:
         sampling: draws images.
         validation: (rank, processes) -> that share of the held-out batches; None without any.
         wiener: makes batches of training images to fit the Wiener denoiser to; None for none.
+        scorer: scores samples against a reference; None for no scores.
         logsnr: the λ of the validation loss.
         dtype: precision of the validation's network calls (training's own).
         class_counts: images of each class; grids draw classes in proportion.
@@ -132,6 +47,7 @@ class Evaluator:
     sampling: Sampling
     validation: Callable[[int, int], Iterable[Batch]] | None
     wiener: Callable[[], Iterable[Batch]] | None
+    scorer: Scorer | None
     logsnr: Sequence[float]
     dtype: torch.dtype
     class_counts: Sequence[int]
@@ -165,6 +81,21 @@ class Evaluator:
             line |= {"weights": name, "logsnr": list(self.logsnr), "eps_mse": losses, "mean": mean}
             self.metrics.append(line)
         self.accelerator.log({"validation": mean}, step=images_seen)
+
+    def score(
+        self, network: nn.Module, name: str, step: int, images_seen: int, check_stop: CheckStop
+    ) -> None:
+        """Score samples and write their metrics line."""
+        if self.scorer is None:
+            return
+        figures = self.scorer.scores(network.eval(), check_stop)
+        network.train()
+        if self.accelerator.is_main_process:
+            line = {"kind": "scores", "step": step, "images_seen": images_seen, "weights": name}
+            line |= self.scorer.pins() | {"scores": {k: vars(v) for k, v in figures.items()}}
+            self.metrics.append(line)
+        values = {name: figure.value for name, figure in figures.items()}
+        self.accelerator.log(values, step=images_seen)
 
     def draw(self, network: nn.Module, images_seen: int, check_stop: CheckStop) -> None:
         """Draw the grid of the day and refresh the report."""

@@ -40,6 +40,7 @@ class Intervals:
 
     log: int
     validation: int
+    scores: int
     grid: int
     checkpoint: int
 
@@ -167,9 +168,11 @@ class Trainer:
         at_start = self.step == 0
         alone = self.accelerator.num_processes == 1
         check_stop = self._check_stop if alone else _go_on  # collectives must stay in step
+        name = self.ema.main if self.step else "raw"
         if at_start or ended or self._due(self.intervals.validation, previous):
-            name = self.ema.main if self.step else "raw"
             self.evaluator.validate(network, name, self.step, self.images_seen, check_stop)
+        if at_start or ended or self._due(self.intervals.scores, previous):
+            self.evaluator.score(network, name, self.step, self.images_seen, check_stop)
         if not at_start and not ended and self._due(self.intervals.grid, previous):
             self.evaluator.draw(network, self.images_seen, check_stop)
         if ended:
@@ -313,7 +316,7 @@ class Trainer:
     def _is_written(self, line: dict[str, Any]) -> bool:
         """Whether a metrics line is older than the restored state."""
         at = line.get("images_seen", 0)
-        done = self._events_done or line.get("kind") != "validation"
+        done = self._events_done or line.get("kind") not in ("validation", "scores")
         return at < self.images_seen or (at == self.images_seen and done)
 
     def _check_stop(self) -> None:

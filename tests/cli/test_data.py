@@ -56,6 +56,31 @@ def test_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Manifest.load(tmp_path).num_samples == 5
 
 
+def test_combine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_numbered_tars(tmp_path / "one", [6, 6])
+    write_numbered_tars(tmp_path / "two", [9])
+    for name in ("one", "two"):
+        assert run("index", tmp_path / name) == 0
+    one, two, out = (tmp_path / name for name in ("one", "two", "out"))
+
+    def ranges() -> list[tuple[object, ...]]:
+        entries = Manifest.load(out).recipe["sources"]
+        return [tuple(e[key] for key in ("name", "num", "first", "seed")) for e in entries]
+
+    assert run("combine", out, one, f"{two}:4:5", f"{one}:3") == 0
+    assert ranges() == [("one", 12, 0, 0), ("two", 4, 5, 0), ("one", 3, 0, 0)]
+    assert "19 images in 1 shard(s)" in capsys.readouterr().out
+    again = ("combine", out, f"{two}:4", "--seed", "7", "--shard_samples", "3")
+    with pytest.raises(ValueError, match="--overwrite"):
+        run(*again)
+    assert run(*again, "--overwrite") == 0
+    assert ranges() == [("two", 4, 0, 7)]
+    assert [shard.samples for shard in Manifest.load(out).shards] == [3, 1]
+    assert run("verify", out) == 0
+    with pytest.raises(ValueError, match="rank 9 to 9 are asked for, but it has 9"):
+        run("combine", tmp_path / "new", f"{two}:1:9")
+
+
 def test_icons_options() -> None:
     form = ["data", "build", "icons", "OUT", "--size", "64", "--sets", "material,octicons"]
     args = parser().parse_args([*form, "--min_class", "5", "--validation", "0.05", "--overwrite"])
@@ -70,7 +95,7 @@ def test_icons_reach_the_builder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["", "build", "build icons", "build folder", "index", "verify", "show"],
+    ["", "build", "build icons", "build folder", "combine", "index", "verify", "show"],
 )
 def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

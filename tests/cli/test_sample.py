@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_pipelines.manifest import Manifest
 from simple_diffusion.cli.sample import add_parser
 from simple_diffusion.diffusion.generate import to_uint8
 from simple_diffusion.training import grids
-from simple_diffusion.training.evaluator import Sampling
+from simple_diffusion.training.sampling import Sampling
+from tests.conftest import CLASSES
 from tests.trained_run import TrainedRun
 
 
@@ -115,6 +117,40 @@ class TestPictures:
         assert_same_pictures(tiles(out, 3), unconditional.images([0, 1, 2], None, seed=3))
 
 
+class TestShards:
+    def test_they_are_drawn_as_asked(
+        self, trained: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "shards"
+        (trained.path / "samples" / "sample.png").unlink(missing_ok=True)
+        asked = ("--shards", out, "--num", "5", "--classes", "1", "--seed", "4", "--steps", "3")
+        words = (*asked, "--weights", "model", "--checkpoint", "8")
+        assert sample(trained.path, *words) == 0
+        manifest = Manifest.load(out)
+        assert (manifest.num_samples, manifest.synthetic) == (5, 5)
+        assert (manifest.classes, manifest.class_counts) == (CLASSES, (0, 5, 0))
+        drawn = {"num": 5, "seed": 4, "steps": 3, "weights": "model", "images_seen": 8}
+        assert manifest.recipe.items() >= drawn.items()
+        assert not (trained.path / "samples" / "sample.png").exists()
+        assert "5 synthetic" in capsys.readouterr().out
+        assert sample(trained.path, *words) == 0
+        assert "complete already" in capsys.readouterr().out
+
+    def test_another_set_is_replaced_on_request(self, trained: TrainedRun, tmp_path: Path) -> None:
+        words = ("--shards", tmp_path / "shards", "--num", "3")
+        sample(trained.path, *words)
+        with pytest.raises(ValueError, match=r"seed: 3 -> 4.*--overwrite"):
+            sample(trained.path, *words, "--seed", "4")
+        assert sample(trained.path, *words, "--seed", "4", "--overwrite") == 0
+        assert Manifest.load(tmp_path / "shards").recipe["seed"] == 4
+
+    @pytest.mark.parametrize("option", ["out", "images_dir", "columns"])
+    def test_nothing_else_is_drawn(self, trained: TrainedRun, tmp_path: Path, option: str) -> None:
+        with pytest.raises(ValueError, match=f"--{option} does not go with --shards.*data show"):
+            sample(trained.path, "--shards", tmp_path / "shards", f"--{option}", "3")
+        assert list(tmp_path.iterdir()) == []
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -129,6 +165,7 @@ class TestRefusals:
             (("--guidance_interval", "3", "-3"), "LO must not exceed HI"),
             (("--guidance_interval", "nan", "3"), "LO must not exceed HI"),
             (("--out", "grid.jpg"), "must be a file named *.png"),
+            (("--overwrite",), "--overwrite is for a shard set; add --shards OUT"),
             (("--images_dir", "images", "--columns", "2"), "--columns is for the grid"),
         ],
     )

@@ -7,16 +7,20 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import webdataset
 
 from data_pipelines import build
 from data_pipelines.build import BuildReport, Rejected, Sample, write_shards
+from data_pipelines.index import index_shards
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.shards import ShardReader
+from data_pipelines.verify import verify
 from tests.data_pipelines.samples import flat_png
 
 CLASSES = ("ape", "bee")
@@ -69,6 +73,42 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert (sample.caption, sample.width, sample.height) == ("text 23", 8, 8)
     assert "25 images in 3 shard(s)" in str(report)
     assert "x.png: not an image" in str(report)
+
+
+def half_synthetic() -> Iterator[Sample]:
+    for number, item in enumerate(samples()):
+        if isinstance(item, Sample):
+            yield replace(item, synthetic=number % 5 < 2)
+
+
+def test_synthetic_samples_say_so(tmp_path: Path) -> None:
+    report = write(tmp_path / "set", items=half_synthetic, validation=0.3)
+    held = report.validation
+    assert held is not None
+    assert report.manifest.synthetic + held.synthetic == 10
+    assert held.synthetic > 0
+    assert f"{report.manifest.synthetic} synthetic" in str(report)
+    for root, manifest in ((report.out, report.manifest), (report.out / "validation", held)):
+        read = list(webdataset.WebDataset(str(root / "shard-000000.tar"), shardshuffle=False))
+        for item in read:
+            made = int(item["__key__"].removeprefix("folder/s")) % 5 < 2
+            assert json.loads(item["json"]).get("synthetic") == (True if made else None)
+        assert Manifest.load(root) == manifest
+        assert index_shards(root, progress=False).manifest.synthetic == manifest.synthetic
+        assert verify(root, progress=False).sound
+    assert " synthetic" not in str(write(tmp_path / "real"))
+
+
+def test_given_classes_keep_their_order(tmp_path: Path) -> None:
+    report = write(tmp_path / "set", classes=("bee", "cow", "ape"), validation=0.3)
+    for manifest in (report.manifest, report.validation):
+        assert manifest is not None
+        assert manifest.classes == ("bee", "cow", "ape")
+    total = np.add(report.manifest.class_counts, report.validation.class_counts)  # type: ignore[union-attr]
+    assert total.tolist() == [12, 0, 13]
+    assert write(tmp_path / "set", classes=("bee", "cow", "ape"), validation=0.3).reused
+    with pytest.raises(ShardSetError, match="--overwrite"):
+        write(tmp_path / "set", classes=("ape", "bee"), validation=0.3)
 
 
 def test_plain_webdataset_reads_it(tmp_path: Path) -> None:
@@ -221,6 +261,8 @@ def test_nothing_to_write(tmp_path: Path) -> None:
         ({"validation": 1.0}, "must be a share"),
         ({"validation": -0.1}, "must be a share"),
         ({"shard_samples": 0}, "at least 1"),
+        ({"classes": ("ape", "cow")}, "'folder/s1' has the class 'bee', which is not in the list"),
+        ({"classes": ("ape", "bee", "ape")}, "names one twice"),
         ({"items": lambda: [*samples(2), *samples(1)]}, "two samples have the key 'folder/s0'"),
     ],
 )

@@ -80,6 +80,22 @@ def test_held_out_part_is_left_alone(tmp_path: Path) -> None:
     assert index_shards(tmp_path, progress=False).manifest.num_samples == 3
 
 
+def test_synthetic_samples_are_counted(tmp_path: Path) -> None:
+    flags = ("true", "false", "null", "true", '"yes"')
+    members = [
+        (f"{n}.{ext}", data)
+        for n, flag in enumerate(flags)
+        for ext, data in (("png", PNG), ("json", f'{{"synthetic": {flag}}}'.encode()))
+    ]
+    write_tar(tmp_path / "a.tar", [*members, ("real.png", PNG)])
+    report = index_shards(tmp_path, progress=False)
+    assert report.manifest.synthetic == 2
+    assert report.manifest.num_samples == 6
+    assert "2 synthetic" in str(report)
+    assert [error.reason for error in report.bad] == ["its synthetic is a str, not true or false"]
+    assert Manifest.load(tmp_path) == report.manifest
+
+
 def test_bad_samples_are_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("a.json", b"{}"), ("b.png", PNG), ("b.json", b"{")])
     report = index_shards(tmp_path, progress=False)

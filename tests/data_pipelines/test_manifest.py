@@ -1,7 +1,9 @@
 """Manifests: round trip, determinism, and every way in which a set can be unusable."""
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,28 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (tmp_path / "manifest.json").read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
     assert manifest.num_samples == 7
+
+
+def test_sets_of_real_images_are_as_they_were(root: Path) -> None:
+    """The keys and the fingerprint of the time before there was any provenance."""
+    document = json.loads((root / "manifest.json").read_text())
+    assert sorted(document) == [
+        "class_counts", "classes", "format_version", "licence", "recipe", "shards", "source",
+    ]  # fmt: skip
+    manifest = Manifest.load(root)
+    assert manifest.synthetic == 0
+    content = [[entry["sha256"] for entry in document["shards"]], document["classes"]]
+    assert manifest.fingerprint == hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def test_synthetic_samples_are_counted(root: Path) -> None:
+    real = Manifest.load(root)
+    edit(root, set_("synthetic", 5))
+    manifest = Manifest.load(root)
+    assert manifest == replace(real, synthetic=5)
+    assert manifest.format_version == 1
+    manifest.save(root)
+    assert Manifest.load(root) == manifest
 
 
 def test_fingerprint_is_of_the_data_only(root: Path) -> None:
@@ -86,6 +110,10 @@ def set_shard(key: str, value: object) -> Callable[[dict[str, Any]], object]:
         (set_shard("bytes", 2**70), "must not be negative"),
         (set_shard("bytes", 5), "bytes but the manifest says 5; .*data index"),
         (set_shard("sha256", "x" * 64), "64 hexadecimal digits"),
+        (set_("synthetic", -1), "'synthetic' is -1; it must be a number"),
+        (set_("synthetic", 6), "at most the 5 that there are"),
+        (set_("synthetic", True), "'synthetic' is True"),
+        (set_("synthetic", None), "'synthetic' is None"),
         (lambda d: d["shards"].append(3), r"shards\[2\] must be a JSON object"),
     ],
 )

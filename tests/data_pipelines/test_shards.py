@@ -66,6 +66,7 @@ def test_members_of_a_key_need_not_be_neighbours(tmp_path: Path) -> None:
         ([("k.png", PNG), ("k.json", b'{"class": true}')], "its class is a bool"),
         ([("k.png", PNG), ("k.json", b'{"caption": 5}')], "its caption is a int"),
         ([("k.png", PNG), ("k.json", b'{"width": "8"}')], "its width is '8'"),
+        ([("k.png", PNG), ("k.json", b'{"synthetic": 1}')], "its synthetic is a int"),
         ([("k.png", PNG), ("k.json", b" " * (2**20 + 1))], "the limit for its kind"),
         ([("k.png", PNG), ("k.png", PNG)], "'k.png' appears twice"),
         ([("k.png", PNG), ("k.json", b"{}"), ("k.json", b"{}")], "'k.json' appears twice"),

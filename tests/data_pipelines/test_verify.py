@@ -74,6 +74,17 @@ def test_bad_samples(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("stated", [0, 1, 3])
+def test_synthetic_samples_are_counted(tmp_path: Path, stated: int) -> None:
+    members = [("a.png", flat_png(1)), ("a.json", b'{"synthetic": true}'), ("b.png", flat_png(2))]
+    write_tar(tmp_path / "a.tar", [*members, ("c.png", flat_png(3))])
+    index_shards(tmp_path, progress=False)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"synthetic": stated}))
+    wrong = () if stated == 1 else (f"1 synthetic samples; the manifest says {stated}",)
+    assert verify(tmp_path, progress=False).problems == wrong
+
+
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(ShardSetError, match=r"manifest\.json: missing"):
         verify(tmp_path, progress=False)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from simple_diffusion.config import ModelConfig, build_network
+from simple_diffusion.config import ModelConfig, ScheduleConfig, build_network
 from simple_diffusion.plan.counts import count_flops, count_parameters
 from tests.plan.configs import CONV, VIT, small_run
 
@@ -68,3 +68,12 @@ def test_flops_of_a_convolutional_level() -> None:
 def test_flops_do_not_depend_on_the_batch_or_precision() -> None:
     other = small_run(CONV, train={"batch_size": 64, "precision": "fp32"})
     assert count_flops(other) == count_flops(small_run(CONV))
+
+
+@pytest.mark.parametrize("name", sorted(ScheduleConfig.get_known_choices()))
+def test_the_schedule_costs_nothing(name: str) -> None:
+    # the usual reference size is above this image's
+    options = {"low": 8} if name == "interpolated" else {}
+    schedule = ScheduleConfig.get_choice_class(name)(**options)
+    plain = small_run(VIT)
+    assert count_flops(replace(plain, schedule=schedule)) == count_flops(plain)

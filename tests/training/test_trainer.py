@@ -1,18 +1,21 @@
 """Whole runs: resumed exactly, split over micro-batches and processes, refused where need be."""
 
 import json
+import math
 import random
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from data_pipelines.manifest import Manifest
 from simple_diffusion.config_files import load_config
 from simple_diffusion.training.assemble import assemble
 from simple_diffusion.training.run_folder import RunError
@@ -42,6 +45,11 @@ def stop_while_drawing(trainer: Trainer) -> None:
         draw(*args)  # type: ignore[arg-type]
 
     object.__setattr__(trainer.evaluator, "draw", draw_stopped)
+
+
+def say_synthetic(root: Path, count: int) -> None:
+    """Make a set's manifest say that a model made so many of its images."""
+    replace(Manifest.load(root), synthetic=count).save(root)
 
 
 def assert_same(first: Path, second: Path) -> None:
@@ -200,6 +208,40 @@ class TestRefusals:
         (other / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(RunError, match="does not have the classes of"):
             run_here(tiny_config(data={"validation_path": str(other)}))
+
+    def test_synthetic_images(
+        self, tiny_config: WriteConfig, tmp_path: Path, tiny_shards: Path
+    ) -> None:
+        """A third of the images: refused up to its exact share."""
+        data = Path(shutil.copytree(tiny_shards, tmp_path / "data"))
+        say_synthetic(data, Manifest.load(data).num_samples // 3)
+        made, num = Manifest.load(data).synthetic, Manifest.load(data).num_samples
+        config = tiny_config(data={"path": str(data)}, train={"total_images": 8})
+        with pytest.raises(RunError, match=rf"data: {made} of {num} images .*max_synthetic is 0"):
+            run_here(config)
+        with pytest.raises(RunError, match=r"max_synthetic is 0\.3\b") as caught:
+            run_here(config, "--data.max_synthetic=0.3")
+        assert not (tmp_path / "run").exists()
+        remedy = str(caught.value).rpartition("set ")[2]
+        assert remedy == f"--data.max_synthetic={math.ceil(1000 * made / num) / 1000:g}"
+        assemble(load_config(config, [remedy]))
+        assemble(load_config(config, [f"--data.max_synthetic={made / num!r}"]))
+
+    def test_a_yardstick_that_a_model_made(
+        self, tiny_config: WriteConfig, tmp_path: Path, tiny_shards: Path
+    ) -> None:
+        held_out = Path(shutil.copytree(tiny_shards / "validation", tmp_path / "held out"))
+        config = tiny_config(data={"validation_path": str(held_out)})
+        assemble(load_config(config, [f"--run_dir={tmp_path / 'real'}"]))
+        say_synthetic(held_out, 1)
+        with pytest.raises(RunError, match=r"held out: 1 of its images .* must be real"):
+            run_here(config, "--data.max_synthetic=1")
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("share", ["-0.1", "1.1", "nan"])
+    def test_shares_that_are_none(self, tiny_config: WriteConfig, share: str) -> None:
+        with pytest.raises(ValueError, match=r"data\.max_synthetic must lie in \[0, 1\]"):
+            run_here(tiny_config(), f"--data.max_synthetic={share}")
 
     def test_fewer_images_than_seen(self, tiny_config: WriteConfig) -> None:
         config = tiny_config(train={"total_images": 32})

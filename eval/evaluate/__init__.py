@@ -1,0 +1,1 @@
+"""Scores of a trained run, or of any folder or shard set of images, against a reference."""

@@ -1,0 +1,75 @@
+"""The options of `sample` and `evaluate` that say how images are drawn."""
+
+import argparse
+import difflib
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simple_diffusion.config import SamplingConfig
+    from simple_diffusion.training.saved_run import SavedRun
+
+
+def positive(text: str) -> int:
+    """An integer above zero, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add them; what is not given is as in the `sampling` section of the run's config."""
+    add = parser.add_argument
+    add("--seed", type=int, help="names the set of images (default: the run's)")
+    add("--steps", type=positive, help="sampling steps")
+    add("--sampler", help="ddpm, ddim, euler, heun or dpm++2m")
+    add("--spacing", help="in what the steps are even: t, logsnr or tau")
+    add("--guidance", type=float, help="classifier-free guidance; 1 is the conditional model")
+    add(
+        "--guidance_interval",
+        type=float,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="the λ between which guidance applies (-99 and 99 are beyond every schedule)",
+    )
+    add("--precision", choices=("fp32", "bf16"), help="of the network")
+    add("--batch_size", type=positive, help="images that the network sees at once")
+    add("--weights", help="'model', or an average (default: the run's first average)")
+    add(
+        "--checkpoint", type=int, metavar="N", help="the one at N images seen (default: the newest)"
+    )
+
+
+def chosen_sampling(arguments: argparse.Namespace, saved: "SavedRun") -> "SamplingConfig":
+    """The run's sampling, with what the command line says instead.
+
+    Raises:
+        ValueError: an option that this run has no use for, or an unknown name.
+    """
+    from simple_diffusion.diffusion.samplers import SAMPLERS, SPACINGS
+
+    _one_of("--sampler", arguments.sampler, SAMPLERS)
+    _one_of("--spacing", arguments.spacing, SPACINGS)
+    if not saved.config.model.num_classes and arguments.guidance not in (None, 1.0):
+        raise ValueError(
+            f"--guidance {arguments.guidance:g}: {arguments.run} is an unconditional model, which "
+            "has nothing to guide towards; leave it out"
+        )
+    names = ("sampler", "steps", "spacing", "guidance", "precision", "batch_size")
+    given = {name: getattr(arguments, name) for name in names}
+    if arguments.guidance_interval is not None:
+        low, high = arguments.guidance_interval
+        if not low <= high:
+            raise ValueError(f"--guidance_interval {low:g} {high:g}: LO must not exceed HI")
+        given["guidance_interval"] = (low, high)
+    return replace(saved.config.sampling, **{k: v for k, v in given.items() if v is not None})
+
+
+def _one_of(option: str, value: str | None, choices: Iterable[str]) -> None:
+    if value is None or value in choices:
+        return
+    close = difflib.get_close_matches(value, list(choices), 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"{option} {value!r} is not one of {', '.join(choices)}{hint}")
