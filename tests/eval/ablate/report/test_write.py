@@ -8,8 +8,8 @@ from PIL import Image
 
 from eval.ablate.report import write_report
 from eval.ablate.results import Outcome, StudyResults
-from tests.eval.ablate.made_study import Choices, change, study, write_grid
-from tests.eval.ablate.test_pages import Page
+from tests.eval.ablate.report.made_study import Choices, change, study, write_grid
+from tests.eval.ablate.report.test_pages import Page
 
 HOSTILE = "RuntimeError: <b>out</b> of | `memory` ![x](http://evil)"
 AXES = {"schedule": ("cosine", "shifted_32", "linear"), "resolution": ("64", "128")}

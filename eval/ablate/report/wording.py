@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from eval.ablate.comparisons import direction, mean_spread, metric_of
+from eval.ablate.report.comparisons import direction, mean_spread, metric_of
 from eval.paired import Interval, Paired
 
 NONE = "–"

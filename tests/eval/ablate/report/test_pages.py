@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.ablate.drawing import Picture
-from eval.ablate.pages import (
+from eval.ablate.report.drawing import Picture
+from eval.ablate.report.pages import (
     Bullets,
     Fold,
     Gallery,

@@ -5,7 +5,7 @@ from math import isfinite
 from statistics import fmean
 from typing import Any
 
-from eval.ablate.comparisons import (
+from eval.ablate.report.comparisons import (
     Effect,
     Row,
     best_rows,
@@ -15,10 +15,9 @@ from eval.ablate.comparisons import (
     rows_of,
     said,
 )
-from eval.ablate.pages import Line, Strong, Table
-from eval.ablate.results import CellResult, Outcome, StudyResults
-from eval.ablate.verdicts import reading
-from eval.ablate.wording import (
+from eval.ablate.report.pages import Line, Strong, Table
+from eval.ablate.report.verdicts import reading
+from eval.ablate.report.wording import (
     NONE,
     arrow,
     counted,
@@ -29,6 +28,7 @@ from eval.ablate.wording import (
     signed,
     spread,
 )
+from eval.ablate.results import CellResult, Outcome, StudyResults
 
 _DIFFERENCES = (
     "axis",

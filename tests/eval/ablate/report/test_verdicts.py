@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from eval.ablate.comparisons import effects, interactions
-from eval.ablate.pages import Block, Bullets, Paragraph, Strong
+from eval.ablate.report.comparisons import effects, interactions
+from eval.ablate.report.pages import Block, Bullets, Paragraph, Strong
+from eval.ablate.report.verdicts import interaction_sentence, reading, tally, verdicts
 from eval.ablate.results import Outcome, StudyResults
-from eval.ablate.verdicts import interaction_sentence, reading, tally, verdicts
-from tests.eval.ablate.made_study import Choices, change, result, score, study
+from tests.eval.ablate.report.made_study import Choices, change, result, score, study
 
 CLEAR = (10.0, 10.1, 10.2)  # both intervals leave out 0
 ONE_SIGN = (0.1, 0.4, 1.0)  # only the bootstrap's does

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 from matplotlib.axes import Axes
 
-from eval.ablate.comparisons import Row, measured, rows_of
-from eval.ablate.drawing import (
+from eval.ablate.report.comparisons import Row, measured, rows_of
+from eval.ablate.report.drawing import (
     MAX_PANELS,
     Picture,
     count_label,
@@ -21,7 +21,7 @@ from eval.ablate.drawing import (
     titled,
     wide,
 )
-from eval.ablate.layout import GENERATION, Band, Layout, Points, band, layout, place
+from eval.ablate.report.layout import GENERATION, Band, Layout, Points, band, layout, place
 from eval.ablate.results import CellResult, StudyResults
 
 _BANDS = "Lines are means over seeds; bands reach from the lowest seed to the highest."

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from eval.ablate.comparisons import rows_of, said
-from eval.ablate.drawing import label
-from eval.ablate.layout import layout
+from eval.ablate.report.comparisons import rows_of, said
+from eval.ablate.report.drawing import label
+from eval.ablate.report.layout import layout
 from eval.ablate.results import Outcome, StudyResults
 
 _MAX_PIXELS = 2**25  # of a picture that is read

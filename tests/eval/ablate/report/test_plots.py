@@ -6,11 +6,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from eval.ablate.comparisons import Row, rows_of
-from eval.ablate.drawing import Picture
-from eval.ablate.plots import chain, generations, loss_ratio, losses, training_curves
+from eval.ablate.report.comparisons import Row, rows_of
+from eval.ablate.report.drawing import Picture
+from eval.ablate.report.plots import chain, generations, loss_ratio, losses, training_curves
 from eval.ablate.results import Outcome
-from tests.eval.ablate.made_study import LOGSNR, Choices, change, result, study
+from tests.eval.ablate.report.made_study import LOGSNR, Choices, change, result, study
 
 AXES = {"schedule": ("cosine", "a", "b"), "resolution": ("64", "128")}
 

@@ -7,7 +7,7 @@ others are named too: a reader must see what was looked for and not found.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.ablate.comparisons import (
+from eval.ablate.report.comparisons import (
     Effect,
     Interaction,
     direction,
@@ -15,9 +15,9 @@ from eval.ablate.comparisons import (
     interactions,
     measured,
 )
-from eval.ablate.pages import Block, Bullets, Paragraph, Strong
+from eval.ablate.report.pages import Block, Bullets, Paragraph, Strong
+from eval.ablate.report.wording import certainty, counted, listed, named, number, signed, which_way
 from eval.ablate.results import StudyResults
-from eval.ablate.wording import certainty, counted, listed, named, number, signed, which_way
 
 RULE = (
     "A difference counts as a conclusion only if both of its 95 % intervals over seeds leave out 0:"

@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from eval.ablate.comparisons import interactions, measured, rows_of
-from eval.ablate.forest import differences
-from eval.ablate.grids import large_picture, sheets, tiles_of
-from eval.ablate.pages import (
+from eval.ablate.report.comparisons import interactions, measured, rows_of
+from eval.ablate.report.forest import differences
+from eval.ablate.report.grids import large_picture, sheets, tiles_of
+from eval.ablate.report.pages import (
     FILES,
     Block,
     Bullets,
@@ -24,10 +24,9 @@ from eval.ablate.pages import (
     markdown_page,
     pictures_of,
 )
-from eval.ablate.plots import generations, losses, training_curves
-from eval.ablate.results import Outcome, StudyResults
-from eval.ablate.schedule_plots import schedules
-from eval.ablate.tables import (
+from eval.ablate.report.plots import generations, losses, training_curves
+from eval.ablate.report.schedule_plots import schedules
+from eval.ablate.report.tables import (
     costs_table,
     differences_table,
     distinct,
@@ -35,8 +34,9 @@ from eval.ablate.tables import (
     figures_table,
     pins_table,
 )
-from eval.ablate.verdicts import ONE_SEED, RULE, interaction_sentence, tally, verdicts
-from eval.ablate.wording import counted, number, titled, which_way
+from eval.ablate.report.verdicts import ONE_SEED, RULE, interaction_sentence, tally, verdicts
+from eval.ablate.report.wording import counted, number, titled, which_way
+from eval.ablate.results import Outcome, StudyResults
 
 _MAX_LISTED = 20  # cells that are named one by one
 _MAX_ERROR = 300  # characters
@@ -89,20 +89,23 @@ def _sections(results: StudyResults, out: Path) -> Iterable[Section]:
     yield Section("Schedules", tuple(schedules(results)))
     yield Section("Samples", _samples(results))
     yield Section("Costs", (costs_table(results),))
+    yield Section("What the figures depend on", _pins(results))
     yield Section("Cells without a result", _unfinished(results, out))
 
 
 def _question(results: StudyResults) -> tuple[Block, ...]:
     open_ones = sum(one.status != "done" for one in results.outcomes)
-    pins = pins_table(results)
-    depends: tuple[Block, ...] = (Paragraph("What the figures depend on:"), pins)
     notice = f"{open_ones} of {counted(len(results.outcomes), 'cell')} without a result so far."
     return (
         *([Paragraph(results.about)] if results.about.strip() else []),
         *([Paragraph(notice, "warning")] if open_ones else []),
         facts(results),
-        *(depends if pins.rows else ()),
     )
+
+
+def _pins(results: StudyResults) -> tuple[Block, ...]:
+    pins = pins_table(results)
+    return (pins,) if pins.rows else ()
 
 
 def _verdict(results: StudyResults) -> tuple[Block, ...]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.axes import Axes
 
-from eval.ablate.comparisons import Row, rows_of
-from eval.ablate.drawing import (
+from eval.ablate.report.comparisons import Row, rows_of
+from eval.ablate.report.drawing import (
     Picture,
     Style,
     drawable,
@@ -17,7 +17,7 @@ from eval.ablate.drawing import (
     panels,
     titled,
 )
-from eval.ablate.layout import layout, relevant_axes
+from eval.ablate.report.layout import layout, relevant_axes
 from eval.ablate.results import StudyResults
 
 _MAX_PLACES = 4  # resolutions, or whatever else the schedules depend on

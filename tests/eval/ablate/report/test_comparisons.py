@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.ablate.comparisons import (
+from eval.ablate.report.comparisons import (
     best_rows,
     direction,
     effects,
@@ -20,7 +20,7 @@ from eval.ablate.comparisons import (
 )
 from eval.ablate.results import Outcome
 from eval.paired import paired
-from tests.eval.ablate.made_study import Choices, change, result, score, study
+from tests.eval.ablate.report.made_study import Choices, change, result, score, study
 
 AXES = {"schedule": ("cosine", "shifted"), "resolution": ("64", "128")}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.ablate.drawing import (
+from eval.ablate.report.drawing import (
     PALETTE,
     Picture,
     count_label,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-from eval.ablate.drawing import PALETTE, Picture
+from eval.ablate.report.drawing import PALETTE, Picture
 from eval.page_style import STYLE
 
 FILES = "report_files"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.ablate.comparisons import Row, is_scale, rows_of, said
-from eval.ablate.drawing import Style, styles
+from eval.ablate.report.comparisons import Row, is_scale, rows_of, said
+from eval.ablate.report.drawing import Style, styles
 from eval.ablate.results import StudyResults
 
 GENERATION = "generation"

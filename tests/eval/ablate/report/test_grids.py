@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from eval.ablate.grids import large_picture, sheets, tiles_of
+from eval.ablate.report.grids import large_picture, sheets, tiles_of
 from eval.ablate.results import Outcome, StudyResults
-from tests.eval.ablate.made_study import change, study, write_grid
+from tests.eval.ablate.report.made_study import change, study, write_grid
 
 AXES = {"schedule": ("cosine", "a", "b"), "resolution": ("64", "128")}
 

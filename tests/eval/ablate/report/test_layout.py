@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.ablate.comparisons import Row
-from eval.ablate.layout import band, colour_axis, layout, relevant_axes
-from tests.eval.ablate.made_study import study
+from eval.ablate.report.comparisons import Row
+from eval.ablate.report.layout import band, colour_axis, layout, relevant_axes
+from tests.eval.ablate.report.made_study import study
 
 AXES = {"patch": ("2", "4"), "prediction": ("eps", "x0"), "loss": ("a", "b")}
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from eval.ablate.comparisons import Effect, direction, effects, measured, said
-from eval.ablate.drawing import (
+from eval.ablate.report.comparisons import Effect, direction, effects, measured, said
+from eval.ablate.report.drawing import (
     MAX_PANELS,
     Picture,
     Style,
@@ -17,9 +17,9 @@ from eval.ablate.drawing import (
     styles,
     titled,
 )
-from eval.ablate.layout import colour_axis
+from eval.ablate.report.layout import colour_axis
+from eval.ablate.report.wording import named
 from eval.ablate.results import StudyResults
-from eval.ablate.wording import named
 
 
 def differences(results: StudyResults) -> list[Picture]:

@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from eval.ablate.report.schedule_plots import density, schedules
 from eval.ablate.results import Outcome
-from eval.ablate.schedule_plots import density, schedules
-from tests.eval.ablate.made_study import change, cosine, study
+from tests.eval.ablate.report.made_study import change, cosine, study
 
 AXES = {"schedule": ("cosine", "shifted"), "resolution": ("64", "128"), "loss": ("a", "b")}
 
