@@ -89,8 +89,8 @@ def _sections(results: StudyResults, out: Path) -> Iterable[Section]:
     yield Section("Schedules", tuple(schedules(results)))
     yield Section("Samples", _samples(results))
     yield Section("Costs", (costs_table(results),))
-    yield Section("What the figures depend on", _pins(results))
     yield Section("Cells without a result", _unfinished(results, out))
+    yield Section("What the figures depend on", _pins(results))
 
 
 def _question(results: StudyResults) -> tuple[Block, ...]:

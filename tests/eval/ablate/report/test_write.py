@@ -71,6 +71,7 @@ def test_sections_come_in_the_order_a_reader_wants(busy: Path) -> None:
         "Samples",
         "Costs",
         "Cells without a result",
+        "What the figures depend on",
     ]
     assert headings((busy / "report.md").read_text()) == expected
     page = (busy / "report.html").read_text()
