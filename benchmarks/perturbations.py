@@ -74,8 +74,12 @@ def shuffle(patches: int) -> Callable[[Tensor], Tensor]:
     return apply
 
 
-def pixelate(side: int) -> Callable[[Tensor], Tensor]:
-    return each(lambda p: p.resize((side, side), Image.Resampling.BOX).resize(p.size, 0))
+def pixelate(factor: int) -> Callable[[Tensor], Tensor]:
+    def change(picture: Image.Image) -> Image.Image:
+        small = picture.resize((picture.width // factor,) * 2, Image.Resampling.BOX)
+        return small.resize(picture.size, Image.Resampling.NEAREST)
+
+    return each(change)
 
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -86,7 +90,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "blur, sigma 4": blur(4),
     "noise, deviation 10": noise(10),
     "noise, deviation 25": noise(25),
-    "pixelated to a quarter": pixelate(32),
+    "pixelated to a quarter": pixelate(4),
     "8x8 patches shuffled": shuffle(8),
 }
 
