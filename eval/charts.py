@@ -81,7 +81,11 @@ def spectrum(log: RunLog, before: Validation, after: Validation) -> str:
 def score_curve(log: RunLog, name: str) -> str:
     """An SVG of one figure's values, and of its floor, over images seen."""
     figure, axes = _axes(name)
-    points = [(one.images_seen, *one.figures[name]) for one in log.scorings if name in one.figures]
+    points = [
+        (one.images_seen, *one.figures[name])
+        for one in log.comparable_scorings()
+        if name in one.figures
+    ]
     seen, values, _, floors = zip(*points, strict=True)
     axes.plot(seen, values, "o-", ms=4, color=_INKS["two"], label="samples")
     if np.isfinite(floors).any():

@@ -87,7 +87,10 @@ class Parts:
             if labels is not None:
                 tensors["labels"] = labels.cpu()
             temporary = self.path(part).with_suffix(".tmp")
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
+            try:
+                save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
+            except SafetensorError as error:
+                raise OSError(f"{temporary}: cannot be written ({error})") from None
             temporary.replace(self.path(part))
             done()
 

@@ -207,7 +207,7 @@ def _picture(path: Path, side: int) -> str | None:
 def _scores(log: RunLog) -> str:
     if not log.scorings:
         return ""
-    before, after = log.scorings[0], log.scorings[-1]
+    before, after = log.comparable_scorings()[0], log.scorings[-1]
     first = {} if before is after else before.figures
     head = ["figure", *([f"after {before.images_seen:,} images"] if first else [])]
     head += [f"after {after.images_seen:,} images", "matched", "floor"]
@@ -215,7 +215,8 @@ def _scores(log: RunLog) -> str:
     for name, (value, matched, floor) in after.figures.items():
         cells = [first.get(name, (math.nan,))[0]] if first else []
         rows.append((escape(name), *map(_figure, [*cells, value, matched, floor])))
-    pins = ", ".join(f"{escape(k)} {escape(v)}" for k, v in after.pins.items())
+    shown = {k: v for k, v in after.pins.items() if k not in ("extractor_sha256", "reference")}
+    pins = ", ".join(f"{escape(k.replace('_', ' '))} {escape(v)}" for k, v in shown.items())
     note = (
         f"Samples of weights <code>{escape(after.weights)}</code> against held-out images ({pins})."
         " Only figures of one extractor, number of samples and reference compare. The floor is one"

@@ -38,6 +38,21 @@ TRAIN_FIELDS = (
     "data_wait",
     "seconds",
 )
+# What a line of scores must share with another for their figures to compare.
+_PINS = (
+    "extractor",
+    "extractor_sha256",
+    "num",
+    "reference",
+    "reference_images",
+    "sampler",
+    "steps",
+    "spacing",
+    "guidance",
+    "guidance_interval",
+    "precision",
+    "seed",
+)
 _MAX_LINE = 2**20  # bytes of one metrics line
 _MAX_BINS = 256
 _MAX_TEXT = 80  # characters of a device's name and the like
@@ -118,6 +133,10 @@ class RunLog:
     wiener: dict[float, float] = field(default_factory=dict)
     wiener_images: int | None = None
     unreadable: int = 0
+
+    def comparable_scorings(self) -> list[Scoring]:
+        """The scorings whose figures compare with the last one's."""
+        return [one for one in self.scorings if one.pins == self.scorings[-1].pins]
 
     def of_weights(self) -> dict[str, list[Validation]]:
         """Validations by the weights they measured: last measured first, then by the last mean.
@@ -202,8 +221,7 @@ def _scoring(images_seen: int, record: dict[str, Any]) -> Scoring:
         if isinstance(score, dict) and len(figures) < _MAX_BINS:
             value, matched, floor = (_number(score.get(k)) for k in ("value", "matched", "floor"))
             figures[name[:_MAX_TEXT]] = value, matched, floor
-    known = ("extractor", "num", "reference_images", "sampler", "steps", "guidance", "seed")
-    pins = {key: str(record[key])[:_MAX_TEXT] for key in known if key in record}
+    pins = {key: str(record[key])[:_MAX_TEXT] for key in _PINS if key in record}
     return Scoring(images_seen, str(record.get("weights", ""))[:_MAX_TEXT], pins, figures)
 
 

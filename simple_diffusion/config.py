@@ -334,6 +334,7 @@ class SamplingConfig:
         _require(self.batch_size >= 1, "sampling.batch_size must be at least 1")
         low, high = self.guidance_interval
         _require(low <= high, "sampling.guidance_interval must be [lowest λ, highest λ]")
+        _require(math.isfinite(self.guidance), "sampling.guidance must be finite")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def canonical(config: RunConfig) -> RunConfig:
     """
     size = config.data.image_size
     objective, model = config.objective, config.model
-    if objective.multiscale_from is not None and objective.multiscale_from >= size:
+    if objective.multiscale_from == size:
         objective = replace(objective, multiscale_from=None)
     if model.dropout == 0.0:
         model = replace(model, dropout_resolution=None)

@@ -4,18 +4,21 @@ Everything is done in the cell's folder and goes on where it was stopped. `resul
 last.
 """
 
+import json
 import logging
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eval.ablate.costs import network_rows
+from eval.ablate.costs import cost_of
 from eval.ablate.generations import generation_data
 from eval.ablate.pilot import images_in_minutes
 from eval.ablate.results import CellResult, read_result, write_result
@@ -34,6 +37,7 @@ from simple_diffusion.training.saved_run import open_run
 from simple_diffusion.training.signals import EXIT_REQUEUE
 
 SCHEDULE_POINTS = 65
+SECONDS = "seconds.json"
 
 
 def run_cell(folder: Path) -> int:
@@ -51,16 +55,16 @@ def run_cell(folder: Path) -> int:
     if read_result(folder) is not None:
         return 0
     spec = CellSpec.read(folder)
-    config = prepared(spec, folder)
+    with _timed(folder, "data"):
+        config = prepared(spec, folder)
     trainer = assemble(config)
     if trainer.run().received is not None:
         return EXIT_REQUEUE
-    started = time.perf_counter()
-    record = _evaluate(spec, config)
-    seconds = {"evaluate": time.perf_counter() - started}
+    with _timed(folder, "evaluate"):
+        record = _evaluate(spec, config)
     evaluation = max((folder / RUN / "evaluations").glob(f"*/{GRID}"), key=os.path.getmtime)
     shutil.copyfile(evaluation, folder / GRID)
-    write_result(folder, _result(spec, config, record, seconds))
+    write_result(folder, _result(spec, config, record, _seconds(folder)))
     return 0
 
 
@@ -132,8 +136,8 @@ def _evaluate(spec: CellSpec, config: RunConfig) -> dict[str, Any]:
 def _result(
     spec: CellSpec, config: RunConfig, record: dict[str, Any], seconds: dict[str, float]
 ) -> CellResult:
-    log, rows = read_run(Path(config.run_dir)), network_rows(spec)
-    forward, step = count_flops(config)
+    log = read_run(Path(config.run_dir))
+    _, step = count_flops(config)
     samples = dict(record["samples"])
     last = log.validations[-1] if log.validations else None
     t = torch.linspace(0, 1, SCHEDULE_POINTS, dtype=torch.float64)
@@ -143,7 +147,7 @@ def _result(
         images=config.train.total_images,
         parameters=log.parameters or 0,
         train_flops=float(step * config.train.total_images),
-        sample_flops=float(forward * rows * samples["num"]),
+        sample_flops=cost_of(spec).sample_flops,
         seconds={"train": _train_seconds(log), **seconds},
         images_per_second=float(sorted(rates)[len(rates) // 2]) if len(rates) else float("nan"),
         device=log.device,
@@ -160,6 +164,28 @@ def _result(
         },
         grid=GRID,
     )
+
+
+@contextmanager
+def _timed(folder: Path, stage: str) -> Iterator[None]:
+    """Add the time spent inside to the stage's, however it ends: attempts add up."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = _seconds(folder)
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+        temporary = folder / f"{SECONDS}.tmp"
+        temporary.write_text(json.dumps(seconds), encoding="utf-8")
+        temporary.replace(folder / SECONDS)
+
+
+def _seconds(folder: Path) -> dict[str, float]:
+    """Time by stage so far; training's own is in the run's log."""
+    try:
+        return {str(k): float(v) for k, v in json.loads((folder / SECONDS).read_bytes()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _train_seconds(log: RunLog) -> float:

@@ -112,7 +112,12 @@ class _Driver:
             cell.spec.write(folder)
         (folder / FAILED).unlink(missing_ok=True)
         self._attempts[identity] += 1
-        self._running[identity] = self._executor.submit(folder)
+        try:
+            self._running[identity] = self._executor.submit(folder)
+        except ValueError as error:  # a scheduler may be busy; the other cells go on
+            write_failure(folder, Failure(str(error), 1))
+            self._failed.add(identity)
+            self._say(f"failed: {cell.name}: {error}")
 
     def _harvest(self) -> None:
         for identity in [one for one, job in self._running.items() if job.ended()]:

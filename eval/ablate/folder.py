@@ -98,7 +98,7 @@ def read_failure(folder: Path) -> Failure | None:
             raise ValueError
         document = json.loads(path.read_bytes())
         return Failure(str(document["error"])[:_MAX_LINE], int(document["exit"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
         return Failure(f"{path} cannot be read", 1)
 
 

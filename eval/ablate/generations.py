@@ -38,18 +38,32 @@ def generation_data(spec: CellSpec, folder: Path) -> Path:
     sources = [] if recipe.parent is None else [_drawn(spec, recipe, recipe.parent, folder)]
     first = _first_real(recipe)
     if first is not None:
+        check_real_images(spec)
         real = Path(spec.config.data.path)
-        there = Manifest.load(real).num_samples
-        if first + recipe.images > there:
-            raise ValueError(
-                f"{real} has {there} images; generation {recipe.generation} of {recipe.images} "
-                f"images each needs {first + recipe.images} for the {recipe.loop} loop; lower "
-                "generations.images or generations.count"
-            )
         sources.append(Source(real, recipe.images, first, spec.config.seed))
     # The real ones come first: their classes keep the labels that they have everywhere.
     combine(sources[::-1], folder / DATA)
     return folder / DATA
+
+
+def check_real_images(spec: CellSpec) -> None:
+    """Refuse a generation that needs more real images than there are.
+
+    Raises:
+        ValueError: how many there are, and how many it needs.
+    """
+    recipe = spec.data
+    first = None if recipe is None else _first_real(recipe)
+    if recipe is None or first is None:
+        return
+    real = Path(spec.config.data.path)
+    there = Manifest.load(real).num_samples
+    if first + recipe.images > there:
+        raise ValueError(
+            f"{real} has {there} images; generation {recipe.generation} of {recipe.images} "
+            f"images each needs {first + recipe.images} for the {recipe.loop} loop; lower "
+            "generations.images or generations.count"
+        )
 
 
 def _first_real(recipe: DataRecipe) -> int | None:

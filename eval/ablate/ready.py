@@ -7,8 +7,10 @@ import torch
 
 from data_pipelines.manifest import Manifest, ShardSetError
 from eval.ablate.cells import Cell, unique
+from eval.ablate.generations import check_real_images
 from eval.ablate.overlays import StudyError
 from eval.features import open_extractor
+from eval.metrics import check_metrics
 from simple_diffusion.training.data_facts import held_out_path
 
 
@@ -39,4 +41,9 @@ def check_ready(cells: Sequence[Cell]) -> None:
         raise StudyError("the data of some cells are not there:\n" + "\n".join(missing.values()))
     for extractor, weights in {(c.spec.measure.extractor, c.spec.measure.weights) for c in cells}:
         file = None if weights is None else Path(weights)
-        open_extractor(extractor, weights=file, device=torch.device("cpu"))
+        opened = open_extractor(extractor, weights=file, device=torch.device("cpu"))
+        for cell in cells:
+            if cell.spec.measure.extractor == extractor:
+                check_metrics(cell.spec.measure.metrics, opened.facts.classes)
+    for cell in cells:
+        check_real_images(cell.spec)

@@ -17,6 +17,7 @@ RESULT = "result.json"
 FORMAT = 1
 _MAX_BYTES = 2**22
 _MAX_POINTS = 4096
+_DAMAGE = (TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
 Status = Literal["done", "failed", "not run"]
 
@@ -160,7 +161,7 @@ def read_result(folder: Path) -> CellResult | None:
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}; this release reads {FORMAT}")
         return _decode(document)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, *_DAMAGE) as error:
         what = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise ResultError(f"{path}: {what}; remove the cell's folder to run it again") from None
 
@@ -193,9 +194,16 @@ def _decode(document: dict[str, Any]) -> CellResult:
         logsnr=logsnr,
         eps_mse=eps_mse,
         schedule=(t, levels),
-        pins=dict(document["pins"]),
+        pins=_shallow(document["pins"], 6),
         grid=grid,
     )
+
+
+def _shallow(pins: Any, depth: int) -> dict[str, Any]:
+    """`pins`, checked to be a mapping that is nested no deeper than that."""
+    if not isinstance(pins, dict) or not depth:
+        raise TypeError("pins must be a mapping of values and of a few levels of mappings")
+    return {str(k): _shallow(v, depth - 1) if isinstance(v, dict) else v for k, v in pins.items()}
 
 
 def _scores(document: dict[str, Any]) -> dict[str, Score]:

@@ -56,7 +56,9 @@ class Measure:
     def __post_init__(self) -> None:
         _require(len(self.metrics) > 0, "measure.metrics needs at least one metric")
         _require(len(set(self.metrics)) == len(self.metrics), "measure.metrics names one twice")
-        _require(self.num >= 2, "measure.num must be at least 2")
+        _require(2 <= self.num <= 10**7, "measure.num must be from 2 to 10,000,000")
+        guidance = self.guidance
+        _require(guidance is None or math.isfinite(guidance), "measure.guidance must be finite")
         for key in ("steps", "curve_every_images", "batch_size"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"measure.{key} must be at least 1")

@@ -57,6 +57,8 @@ class Generations:
                 raise RefusedValueError(f"generations.loops: {loop!r}: {nearest(loop, LOOPS)}")
         if not self.loops or len(set(self.loops)) < len(self.loops):
             raise RefusedValueError("generations.loops must be different, and one at least")
+        if not 0 <= self.count <= 100:
+            raise RefusedValueError("generations.count must be at most 100")
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,7 @@ def read_study_file(path: Path) -> StudyFile:
     if options.generations.count and set(axes) & set(CHAIN_AXES):
         raise StudyError(f"{path}: axes: generations adds {' and '.join(CHAIN_AXES)}; rename yours")
     common = read_overlay(tree.get("common"), f"{path}: common")
-    if options.budget.images is not None:
-        _budget_alone(common, axes, path)
+    _set_once(common, axes, options.measure, path)
     return StudyFile(
         path=path,
         about=_about(tree, path),
@@ -229,18 +230,24 @@ def _axes(tree: dict[str, Any], path: Path) -> dict[str, Mapping[str, Overlay]]:
     return axes
 
 
-def _budget_alone(common: Overlay, axes: Mapping[str, Mapping[str, Overlay]], path: Path) -> None:
-    """An overlay may not set what the budget sets."""
+def _set_once(
+    common: Overlay, axes: Mapping[str, Mapping[str, Overlay]], measure: Measure, path: Path
+) -> None:
+    """An overlay may not set what the budget or the measure sets: it would be ignored."""
+    setters = {"train.total_images": "`budget`", "scores": "`measure`"}
+    for name in ("sampler", "steps", "guidance", "batch_size"):
+        if getattr(measure, name) is not None:
+            setters[f"sampling.{name}"] = f"`measure.{name}`"
     overlays = {"common": common} | {
         f"axes.{axis}.{name}": overlay
         for axis, values in axes.items()
         for name, overlay in values.items()
     }
     for where, overlay in overlays.items():
-        if "train.total_images" in dotted_keys(overlay):
-            raise StudyError(
-                f"{path}: {where}: train.total_images is set by `budget`; take it out of one"
-            )
+        for key in dotted_keys(overlay):
+            if key in setters:
+                setter = setters[key]
+                raise StudyError(f"{path}: {where}: {key} is set by {setter}; take it out of one")
 
 
 def _seeds(tree: dict[str, Any], path: Path) -> tuple[int, ...]:

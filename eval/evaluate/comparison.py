@@ -59,6 +59,7 @@ class Reference:
             "fingerprint": manifest.fingerprint,
             "synthetic": manifest.synthetic,
             "num": statistics.count,
+            "kept": len(statistics.kept),
             "image_size": self.image_size,
             "crop": "centre square",
         }
@@ -79,7 +80,8 @@ def compare(
     document: dict[str, Any] = {
         "format": FORMAT,
         "figures": {figure_name(name, facts.name): vars(one) for name, one in scores.items()},
-        "samples": dict(sample_pins),
+        # fd and is use all images; the other metrics compare the kept ones
+        "samples": {**sample_pins, "kept": len(samples.kept)},
         "reference": reference.pins(real),
         "extractor": asdict(facts),
         "versions": {"simple_diffusion": simple_diffusion.__version__, "torch": torch.__version__},
@@ -91,6 +93,30 @@ def compare(
             for label, values in score_by_class(metrics, samples, real).items()
         }
     return document
+
+
+def check_enough(metrics: Sequence[str], num: int, real: int) -> None:
+    """Refuse sets that are too small for a metric, before anything is drawn.
+
+    Raises:
+        ValueError: naming the metric and what it needs.
+    """
+    for name in metrics:
+        least = METRICS[name].least
+        if num < least or (METRICS[name].needs_reference and real < least):
+            raise ValueError(
+                f"metric {name!r} needs {least} images on both sides, not {num} against {real}"
+            )
+
+
+def check_classes(classes: Sequence[str], reference: Path) -> None:
+    """Refuse figures of single classes where a label means something else in the reference.
+
+    Raises:
+        ValueError: the classes differ.
+    """
+    if tuple(classes) != Manifest.load(reference).classes or not classes:
+        raise ValueError(f"{reference}: does not have the samples' classes; leave --by_class out")
 
 
 def key_of(pins: Mapping[str, Any], facts: ExtractorFacts) -> str:

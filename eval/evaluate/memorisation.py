@@ -49,7 +49,8 @@ def memorisation(
 
     Returns:
         JSON values. ``nearer_share`` is the share of samples nearer to a training image than 99% of
-        the held-out images are: about 0.01 for a model that copies nothing.
+        the held-out images are: about 0.01 for a model that copies nothing. It is null where
+        held-out images are themselves training images, which leaves nothing to compare with.
     """
     ours, real = Nearest(features, COLUMNS), Nearest(held_out.kept, 1)
     for first, images, _ in _training_images(train_set, image_size):
@@ -67,7 +68,7 @@ def memorisation(
         "train_fingerprint": Manifest.load(train_set).fingerprint,
         "median_distance": float(distances[:, 0].median()),
         "median_distance_of_held_out": float(usual.median()),
-        "nearer_share": float((distances[:, 0] < limit).double().mean()),
+        "nearer_share": float((distances[:, 0] < limit).double().mean()) if limit > 0 else None,
         "picture": picture.name,
         "rows": rows,
     }

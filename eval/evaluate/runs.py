@@ -1,6 +1,7 @@
 """Scores of a run: draw samples by number, measure them part by part, compare."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,25 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from eval.evaluate.comparison import Reference, compare, key_of, write_record
+from data_pipelines.manifest import Manifest
+from eval.evaluate.comparison import (
+    Reference,
+    check_classes,
+    check_enough,
+    compare,
+    key_of,
+    write_record,
+)
 from eval.evaluate.memorisation import memorisation
 from eval.evaluate.processes import start_processes
 from eval.evaluate.samples import Samples
 from eval.metrics import check_metrics
 from eval.parts import Images, Parts, with_progress
+from eval.statistics import KEEP
 from simple_diffusion.config import SamplingConfig
 from simple_diffusion.diffusion.generate import from_uint8
 from simple_diffusion.training.grids import save_grid
-from simple_diffusion.training.reference import KEEP
+from simple_diffusion.training.reference import alone
 from simple_diffusion.training.saved_run import SavedRun
 
 RECORD = "evaluation.json"
@@ -64,17 +74,26 @@ def evaluate_run(
     """
     check_metrics(metrics, reference.extractor.facts.classes)
     state = state or start_processes()
+    if by_class:
+        check_classes(saved.data.classes, reference.root)
+    if neighbours:
+        _check_training_set(Path(saved.config.data.path), reference.root)
     real = reference.statistics(state)
+    check_enough(metrics, num, real.count)
     samples = Samples(saved, sampling, seed, state.device)
     pins, facts = samples.pins(num), reference.extractor.facts
     folder = saved.path / "evaluations" / key_of(pins, facts)
     parts = Parts(folder, num, sampling.batch_size, facts)
-    mine = parts.missing(state.process_index, state.num_processes)
-    drawn = _draw(samples, [parts.indices(part) for part in mine], folder)
-    with_progress(parts, mine, drawn, reference.extractor, "sampling")
-    state.wait_for_everyone()
+    with alone(folder) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        mine = parts.missing(state.process_index, state.num_processes)
+        drawn = _draw(samples, [parts.indices(part) for part in mine], folder)
+        with_progress(parts, mine, drawn, reference.extractor, "sampling")
+        state.wait_for_everyone()
     record = compare(metrics, parts.statistics(KEEP), pins, reference, real, by_class=by_class)
     if state.is_main_process:
+        _write_grid(folder, min(num, SHOWN), samples)
+        _write(record, saved.path, folder)
         if neighbours:
             record["memorisation"] = memorisation(
                 parts.features(),
@@ -86,9 +105,7 @@ def evaluate_run(
                 shown=neighbours,
                 picture=folder / NEIGHBOURS,
             )
-        _write_grid(folder, min(num, SHOWN))
-        for path in (folder / RECORD, saved.path / RECORD):
-            write_record(path, record)
+            _write(record, saved.path, folder)
     state.wait_for_everyone()
     return record
 
@@ -103,7 +120,25 @@ def _draw(samples: Samples, groups: Sequence[range], folder: Path) -> Iterator[I
         yield images, samples.labels(indices)
 
 
-def _write_grid(folder: Path, count: int) -> None:
+def _write(record: dict[str, Any], run_dir: Path, folder: Path) -> None:
+    for path in (folder / RECORD, run_dir / RECORD):
+        write_record(path, record)
+
+
+def _check_training_set(train_set: Path, reference: Path) -> None:
+    """What a search for copies needs."""
+    if Manifest.load(train_set).fingerprint == Manifest.load(reference).fingerprint:
+        raise ValueError(
+            f"{reference} is the training set: nearest training images tell nothing without "
+            "held-out images to compare with; give others as --reference, or leave --neighbours out"
+        )
+
+
+def _write_grid(folder: Path, count: int, samples: Samples) -> None:
+    for index in range(count):
+        if not _picture(folder, index).is_file():  # removed since it was measured
+            image = samples.images(range(index, index + 1))
+            save_grid(from_uint8(image), _picture(folder, index))
     pictures = [Image.open(_picture(folder, index)).convert("RGB") for index in range(count)]
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     save_grid(from_uint8(pixels.permute(0, 3, 1, 2)), folder / GRID)

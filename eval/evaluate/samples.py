@@ -42,15 +42,23 @@ class Samples:
     def images(self, indices: Sequence[int]) -> Tensor:
         """Some images, uint8 (n, 3, H, W), on the device."""
         drawn = self._sampling.images(self._network, indices, self.labels(indices), seed=self._seed)
+        if not drawn.isfinite().all():
+            raise ValueError(
+                f"{self._saved.path}: {self._saved.weights} draws values that are not finite; the "
+                "model has diverged, take an earlier --checkpoint"
+            )
         return to_uint8(drawn)
 
     def pins(self, num: int) -> dict[str, Any]:
         """All that the images 0 to num - 1 depend on, as JSON values."""
         saved = self._saved
-        # Which folder a run lies in, and what it writes there, changes no image.
+        # Which folder a run lies in, its data and what it writes change no image.
         config = asdict(saved.config)
-        used = {key: config[key] for key in ("data", "model", "schedule", "objective")}
+        used = [config["model"], saved.config.schedule]
+        used += [saved.config.data.image_size, saved.config.objective.prediction]
         sampling = asdict(self._config)
+        if self._sampling.null_label is None:
+            sampling["guidance"] = 1.0
         low, high = sampling.pop("guidance_interval")
         return {
             "run": saved.path.resolve().name,
@@ -61,6 +69,7 @@ class Samples:
             "seed": self._seed,
             **sampling,
             "guidance_interval": [str(low), str(high)],  # infinities are no JSON
+            "device": self._sampling.device.type,  # each kind draws noise of its own
             "classes": "as often as in the training data"
             if self._sampling.null_label is not None
             else "none",

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from data_pipelines.decode import DecodeError, decode
 from data_pipelines.folder import find_images
 from data_pipelines.loader import evaluation_loader
 from data_pipelines.manifest import MANIFEST_NAME, Manifest
-from eval.evaluate.comparison import Reference, compare, key_of
+from data_pipelines.shards import MAX_IMAGE_BYTES
+from eval.evaluate.comparison import Reference, check_enough, compare, key_of
 from eval.evaluate.processes import start_processes
 from eval.metrics import check_metrics
 from eval.parts import Images, Parts, with_progress
-from simple_diffusion.training.reference import KEEP, default_cache
+from eval.statistics import KEEP
+from simple_diffusion.training.reference import alone, default_cache
 
 _BATCH = 64
 
@@ -71,16 +74,18 @@ def evaluate_images(
     facts = reference.extractor.facts
     folder = (reference.cache or default_cache()) / f"images-{key_of(pins, facts)}.parts"
     parts = Parts(folder, count, _BATCH, facts)
-    mine = parts.missing(state.process_index, state.num_processes)
-    decoded = images.decoded(parts, mine, reference.image_size)
-    with_progress(parts, mine, decoded, reference.extractor, "images")
-    state.wait_for_everyone()
-    statistics = parts.statistics(KEEP)
-    record = compare(metrics, statistics, pins, reference, real, by_class=by_class)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        parts.remove()
-    return record
+    check_enough(metrics, count, real.count)
+    with alone(folder) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        mine = parts.missing(state.process_index, state.num_processes)
+        decoded = images.decoded(parts, mine, reference.image_size)
+        with_progress(parts, mine, decoded, reference.extractor, "images")
+        state.wait_for_everyone()
+        statistics = parts.statistics(KEEP)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            parts.remove()
+    return compare(metrics, statistics, pins, reference, real, by_class=by_class)
 
 
 class _Shards:
@@ -127,6 +132,8 @@ class _Folder:
 
 
 def _decode(path: Path, image_size: int) -> torch.Tensor:
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_IMAGE_BYTES} bytes; remove it")
     try:
         return decode(path.read_bytes(), image_size)
     except DecodeError as error:

@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"look at {_report(study, out)}")
         return 0
     jobs = DEFAULT_JOBS[arguments.executor] if arguments.jobs is None else arguments.jobs
+    if jobs < 1:
+        raise ValueError(f"--jobs {jobs}: at least 1")
     print(forecast(study, chosen, out, jobs=jobs, rate=arguments.rate), flush=True)
     if arguments.dry_run:
         return 0
@@ -105,8 +107,6 @@ def _executor(name: str, out: Path, jobs: int, options: dict[str, object]) -> "E
     from eval.ablate.executors import COMMAND, LocalExecutor
     from eval.ablate.slurm import SlurmExecutor
 
-    if jobs < 1:
-        raise ValueError(f"--jobs {jobs}: at least 1")
     if name == "slurm":
         return SlurmExecutor(out, jobs, options, COMMAND)
     if options:

@@ -22,6 +22,7 @@ called fid. Each score stands beside the floor: one half of the reference agains
 The figures are the same on any number of processes, and an interrupted evaluation goes on.
 """
 
+RECORD = "evaluation.json"
 ONLY_RUNS = (
     "seed",
     "steps",
@@ -81,10 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_metrics(arguments.metrics)
     state = start_processes()
+    if not arguments.run.is_dir():
+        raise ValueError(f"{arguments.run}: no such folder; give a run, images or a shard set")
     is_run = (arguments.run / "config.yaml").is_file()
     record = _of_run(arguments, state) if is_run else _of_images(arguments, state)
     if state.is_main_process:
-        _report(arguments, record)
+        path = arguments.run / RECORD if is_run else arguments.out or Path(RECORD)
+        _report(arguments, record, path)
     return 0
 
 
@@ -152,7 +156,7 @@ def _of_images(arguments: argparse.Namespace, state: "PartialState") -> dict[str
         state=state,
     )
     if state.is_main_process:
-        write_record(arguments.out or Path("evaluation.json"), record)
+        write_record(arguments.out or Path(RECORD), record)
     return record
 
 
@@ -164,16 +168,15 @@ def _refuse_run_options(arguments: argparse.Namespace) -> None:
             )
 
 
-def _report(arguments: argparse.Namespace, record: dict[str, Any]) -> None:
+def _report(arguments: argparse.Namespace, record: dict[str, Any], path: Path) -> None:
     from eval.evaluate.comparison import table
 
     print(f"{record['samples']['num']} images against {record['reference']['num']} real ones")
     print(table(record, arguments.metrics))
     if "memorisation" in record:
-        found = record["memorisation"]
-        print(
-            f"nearer to a training image than 99% of held-out images are: "
-            f"{100 * found['nearer_share']:.1f}% of the samples"
+        share = record["memorisation"]["nearer_share"]
+        text = (
+            "not known, as held-out images are training images" if share is None else f"{share:.1%}"
         )
-    where = arguments.run / "evaluation.json"
-    print(arguments.out or (where if where.is_file() else "evaluation.json"))
+        print(f"samples nearer to a training image than 99% of held-out images are: {text}")
+    print(path)

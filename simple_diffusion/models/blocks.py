@@ -169,7 +169,7 @@ class TransformerBlock(nn.Module):
     """Attention, then MLP, each under adaLN-zero (Peebles & Xie 2023).
 
     The condition scales and shifts each branch's input and gates its output; it starts at zero,
-    so the untrained block is the identity.
+    so the untrained block is the identity (with post-norm, a normalisation).
 
     Args:
         width: channels.

@@ -314,6 +314,7 @@ def _scorer(
             processes=accelerator.num_processes,
             wait=accelerator.wait_for_everyone,
         ),
+        reference_name=Manifest.load(held_out).fingerprint,
         metrics=scores.metrics,
         num=scores.num,
         steps=scores.steps,

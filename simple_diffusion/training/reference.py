@@ -16,9 +16,8 @@ from data_pipelines.loader import evaluation_loader
 from data_pipelines.manifest import Manifest
 from eval.features import Extractor
 from eval.parts import Parts, with_progress
-from eval.statistics import FeatureStatistics
+from eval.statistics import KEEP, FeatureStatistics
 
-KEEP = 10_000  # images whose features are kept for the metrics that compare single images
 _BATCH = 64
 _FORMAT = 1
 
@@ -73,7 +72,7 @@ def reference_statistics(
     }
     key = hashlib.sha256(json.dumps(pins, sort_keys=True).encode()).hexdigest()[:24]
     path = (cache or default_cache()) / f"reference-{key}.safetensors"
-    with _alone(path) if rank == 0 else nullcontext():
+    with alone(path) if rank == 0 else nullcontext():
         wait()
         found = _read(path)
         if found is not None:
@@ -96,8 +95,8 @@ def reference_statistics(
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Lets one launch at a time measure a reference; the next finds what it measured."""
+def alone(path: Path) -> Iterator[None]:
+    """Lets one launch at a time make what is at `path`; the next finds what it made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         # On a file system without locks two launches may both do the work.
@@ -110,7 +109,10 @@ def _save(statistics: FeatureStatistics, path: Path) -> None:
     """Write statistics, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(statistics.to_tensors(), temporary)
+    try:
+        save_file(statistics.to_tensors(), temporary)
+    except SafetensorError as error:
+        raise OSError(f"{temporary}: cannot be written ({error})") from None
     temporary.replace(path)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eval.features import Extractor, figure_name
 from eval.metrics import Score, score
-from eval.statistics import FeatureStatistics, image_digests
+from eval.statistics import KEEP, FeatureStatistics, image_digests
 from simple_diffusion.diffusion.generate import to_uint8
 from simple_diffusion.training.grids import grid_labels
 from simple_diffusion.training.sampling import Sampling
@@ -26,6 +26,7 @@ class Scorer:
         accelerator: for the processes' shares.
         extractor: makes the features.
         reference: what to compare with.
+        reference_name: fingerprint of the reference's shard set.
         metrics: names in `eval.metrics.METRICS`.
         num: how many images to draw.
         steps: sampling steps; None for the sampling's own.
@@ -37,6 +38,7 @@ class Scorer:
     accelerator: Accelerator
     extractor: Extractor
     reference: FeatureStatistics
+    reference_name: str
     metrics: Sequence[str]
     num: int
     steps: int | None
@@ -49,7 +51,7 @@ class Scorer:
         size = self.sampling.settings.batch_size
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         facts = self.extractor.facts
-        found = FeatureStatistics(facts.dim, facts.classes, max(self.num, 2))
+        found = FeatureStatistics(facts.dim, facts.classes, KEEP)
         for start in range(0, self.num, size * ranks):
             # A process beyond the end draws a last time all the same: gathering needs everyone.
             mine = range(start + rank * size, start + (rank + 1) * size)
@@ -68,13 +70,19 @@ class Scorer:
     def pins(self) -> dict[str, str | int | float]:
         """What the figures depend on, besides the network."""
         settings = self.sampling.settings
+        low, high = settings.guidance_interval
         return {
             "extractor": self.extractor.facts.name,
+            "extractor_sha256": self.extractor.facts.sha256,
             "num": self.num,
+            "reference": self.reference_name,
             "reference_images": self.reference.count,
             "sampler": settings.sampler,
             "steps": self.steps or settings.steps,
-            "guidance": settings.guidance,
+            "spacing": settings.spacing,
+            "guidance": settings.guidance if self.sampling.null_label is not None else 1.0,
+            "guidance_interval": f"{low:g} to {high:g}",
+            "precision": str(settings.dtype).removeprefix("torch."),
             "seed": self.seed,
         }
 
@@ -90,6 +98,8 @@ class Scorer:
             steps=self.steps,
             on_step=lambda _: check_stop(),
         )
+        if not images.isfinite().all():
+            raise ValueError("the model draws values that are not finite: it has diverged")
         pixels = to_uint8(images)
         found = self.extractor(pixels)
         digests = torch.from_numpy(image_digests(pixels.cpu()).view("int64"))

@@ -178,7 +178,7 @@ def _samples(results: StudyResults) -> tuple[Block, ...]:
         read = [(tile, large_picture(tile.path, count)) for tile in tiles]
         pictures = tuple((" = ".join(tile.names), png) for tile, png in read if png is not None)
         if pictures and not blocks:
-            blocks.append(Paragraph(f"Seed {seed}: the same noise and classes in all cells."))
+            blocks.append(Paragraph(f"Seed {seed}: the same noise at one resolution."))
             blocks.append(Gallery(pictures))
         elif pictures:
             blocks.append(Fold(f"Seed {seed}", (Gallery(pictures),)))

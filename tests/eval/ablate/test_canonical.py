@@ -96,7 +96,7 @@ def test_a_multiscale_loss_of_one_scale_is_the_plain_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "expected"), [(None, None), (32, 32), (64, None), (128, None), (16, 16)]
+    ("scale", "expected"), [(None, None), (32, 32), (64, None), (128, 128), (16, 16)]
 )
 def test_multiscale(scale: int | None, expected: int | None) -> None:
     config = RunConfig(objective=ObjectiveConfig(multiscale_from=scale))

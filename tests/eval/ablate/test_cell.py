@@ -51,6 +51,8 @@ def test_a_cell_from_start_to_result(config: RunConfig, tmp_path: Path) -> None:
     assert (folder / "grid.png").is_file()
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert not [line for line in lines if json.loads(line)["kind"] == "scores"]
+    spent = json.loads((folder / "seconds.json").read_text())
+    assert result.seconds["evaluate"] == spent["evaluate"] > 0
     before = (folder / "result.json").read_bytes()
     assert run_cell(folder) == 0  # nothing to do
     assert (folder / "result.json").read_bytes() == before

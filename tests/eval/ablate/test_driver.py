@@ -262,3 +262,21 @@ def test_only_the_chosen_cells_run(tmp_path: Path) -> None:
     bench.run(cells=bench.cells[3:5])
     assert [bench.starts(cell) for cell in bench.cells] == [0, 0, 0, 1, 1, 0, 0, 0]
     assert len(unique(bench.cells)) == 8
+
+
+def test_a_job_that_is_not_accepted_stops_no_other(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    command = [sys.executable, str(STUB), str(bench.plan)]
+
+    class Full(LocalExecutor):
+        def submit(self, folder: Path) -> LocalJob:
+            if folder.name == bench.cells[1].id:
+                raise ValueError("the job was not accepted: the queue is full")
+            return super().submit(folder)
+
+    assert run_cells(bench.cells, bench.out, Full(2, command)) is None
+    failure = read_failure(cell_folder(bench.out, bench.cells[1].id))
+    assert failure is not None
+    assert "queue is full" in failure.error
+    others = [one for one in bench.cells if one.id != bench.cells[1].id]
+    assert all((cell_folder(bench.out, one.id) / "result.json").is_file() for one in others)

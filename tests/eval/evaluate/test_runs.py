@@ -1,4 +1,5 @@
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -47,8 +48,6 @@ class Process:
 @pytest.fixture
 def saved(trained: TrainedRun, tmp_path: Path) -> SavedRun:
     """The run as a fresh copy, so that nothing was evaluated yet."""
-    import shutil
-
     shutil.copytree(trained.path, tmp_path / "run")
     return open_run(tmp_path / "run")
 
@@ -130,7 +129,7 @@ def test_other_samples_are_drawn_anew(saved: SavedRun, tiny_shards: Path, tmp_pa
 
 def test_pictures(saved: SavedRun, tiny_shards: Path, tmp_path: Path) -> None:
     record = evaluate(saved, tiny_shards, tmp_path, neighbours=3)
-    (folder,) = (saved.path / "evaluations").iterdir()
+    (folder,) = (one for one in (saved.path / "evaluations").iterdir() if one.is_dir())
     grid = np.asarray(Image.open(folder / "grid.png"))
     first = np.asarray(Image.open(folder / "samples" / "000000.png"))
     assert np.array_equal(grid[:16, :16], first)
@@ -139,6 +138,22 @@ def test_pictures(saved: SavedRun, tiny_shards: Path, tmp_path: Path) -> None:
     assert page.shape == (3 * 16, 6 * 16, 3)
     sample = np.asarray(Image.open(folder / "samples" / f"{rows[1]:06d}.png"))
     assert np.array_equal(page[16:32, :16], sample)
+
+    (folder / "samples" / "000001.png").unlink()
+    before = (folder / "grid.png").read_bytes()
+    evaluate(saved, tiny_shards, tmp_path)  # draws the lost picture again
+    assert (folder / "grid.png").read_bytes() == before
+
+
+def test_a_diverged_model_has_no_score(
+    saved: SavedRun, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, network: object, indices: range, *_: object, **__: object):
+        return torch.full((len(indices), 3, 16, 16), float("nan"))
+
+    monkeypatch.setattr("simple_diffusion.training.sampling.Sampling.images", broken)
+    with pytest.raises(ValueError, match="diverged"):
+        evaluate(saved, tiny_shards, tmp_path)
 
 
 def test_by_class(saved: SavedRun, tiny_shards: Path, tmp_path: Path) -> None:
@@ -151,3 +166,17 @@ def test_bad_requests(saved: SavedRun, tiny_shards: Path, tmp_path: Path) -> Non
         evaluate(saved, tiny_shards, tmp_path, metrics=("kidd",))
     with pytest.raises(ValueError, match="nowhere"):
         evaluate(saved, tmp_path / "nowhere", tmp_path)
+    with pytest.raises(ValueError, match="'density' needs 6 images"):
+        evaluate(saved, tiny_shards, tmp_path, metrics=("density",), num=4)
+    options = {"num": 8, "seed": 5, "sampling": saved.config.sampling}
+    training = Reference(tiny_shards, 16, FakeExtractor(), cache=tmp_path)
+    with pytest.raises(ValueError, match="is the training set"):
+        evaluate_run(saved, ("kid",), training, neighbours=2, **options)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_shards / "validation", other)
+    document = json.loads((other / "manifest.json").read_text())
+    document["classes"].reverse()
+    (other / "manifest.json").write_text(json.dumps(document))
+    strange = Reference(other, 16, FakeExtractor(), cache=tmp_path)
+    with pytest.raises(ValueError, match="classes"):
+        evaluate_run(saved, ("kid",), strange, by_class=True, **options)
