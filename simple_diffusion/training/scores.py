@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from eval.features import Extractor, figure_name
 from eval.metrics import Score, score
@@ -52,7 +53,9 @@ class Scorer:
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         facts = self.extractor.facts
         found = FeatureStatistics(facts.dim, facts.classes, KEEP)
-        for start in range(0, self.num, size * ranks):
+        starts = range(0, self.num, size * ranks)
+        quiet = not self.accelerator.is_main_process
+        for start in tqdm(starts, desc="scoring", unit="batch", leave=False, disable=quiet):
             # A process beyond the end draws a last time all the same: gathering needs everyone.
             mine = range(start + rank * size, start + (rank + 1) * size)
             rows = self._measure(network, mine, check_stop)
