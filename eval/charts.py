@@ -7,14 +7,13 @@ defines the CSS variables `--text`, `--line`, `--one`, `--two` and `--three`.
 import io
 import itertools
 import math
-import re
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from eval.inline_svg import inline_svg
 from eval.run_log import RunLog, Validation
 
 _MAX_POINTS = 1500  # of a curve
@@ -212,18 +211,7 @@ def _curve(log: RunLog, name: str, title: str, *, logarithmic: bool, scale: floa
 
 def _svg(figure: Figure, name: str) -> str:
     """The figure as an inline SVG that takes its colours and font from the page."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r' (xmlns(:xlink)?|width|height)="[^"]*"', "", text, count=4)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = text.replace("xlink:href=", "href=")
-    # Parts are numbered alike in every plot, and an id may occur once in a page.
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
+    text = inline_svg(figure, name)
     for ink, colour in _INKS.items():
         text = text.replace(colour, f"var(--{ink})")
     return f'<div class="plot">{text}</div>'

@@ -21,6 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from PIL import Image
 
+from eval.inline_svg import inline_svg
+
 # Ink -> colour on a light and on a dark page. `base` is for baselines; the others stay apart for
 # the colour-blind, and each goes with a marker of its own.
 _INKS = {
@@ -227,18 +229,7 @@ def _png(figure: Figure) -> bytes:
 
 def _svg(figure: Figure, name: str) -> str:
     """The figure inline, in the page's colours and font."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r' (xmlns(:xlink)?|width|height)="[^"]*"', "", text, count=4)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = text.replace("xlink:href=", "href=")
-    # Parts are numbered alike in every plot, and an id may occur once in a page.
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
+    text = inline_svg(figure, name)
     for ink, (colour, _) in _INKS.items():
         text = text.replace(colour, f"var(--{ink})")
     width = figure.get_size_inches()[0] * 96
