@@ -18,6 +18,7 @@ from data_pipelines.build import BuildReport, Rejected, Sample, write_shards
 from data_pipelines.decode import DecodeError, probe
 from data_pipelines.manifest import Manifest
 from data_pipelines.shards import RawSample, SampleError, ShardReader
+from data_pipelines.store import open_store
 
 _MAX_OPEN = 4  # a source is read shard by shard
 
@@ -88,7 +89,7 @@ def combine(
         source=_joined([manifest.source for manifest in manifests], " + "),
         licence=_joined([manifest.licence for manifest in manifests], "; "),
         recipe={"builder": "combine", "sources": [part.recipe() for part in parts]},
-        classes=merged_classes(sources, manifests),
+        classes=merged_classes([str(source.root) for source in sources], manifests),
         shard_samples=shard_samples,
         overwrite=overwrite,
         total=sum(part.num for part in parts),
@@ -96,20 +97,20 @@ def combine(
     )
 
 
-def merged_classes(sources: Sequence[Source], manifests: Sequence[Manifest]) -> tuple[str, ...]:
-    """The class names of all sources, the first one's in front, so that they keep their labels.
+def merged_classes(roots: Sequence[str], manifests: Sequence[Manifest]) -> tuple[str, ...]:
+    """The class names of all sets, the first one's in front, so that they keep their labels.
 
     Raises:
-        ValueError: The classes of a source are the numbers 0, 1, ..., which are labels, not names,
+        ValueError: The classes of a set are the numbers 0, 1, ..., which are labels, not names,
             and would become other labels.
     """
     merged = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.classes))
-    for source, manifest in zip(sources, manifests, strict=True):
+    for root, manifest in zip(roots, manifests, strict=True):
         numbers = tuple(map(str, range(len(manifest.classes))))
         if manifest.classes == numbers and merged[: len(numbers)] != numbers:
             raise ValueError(
-                f"{source.root}: its classes are numbers, which would not stay the labels beside "
-                f"the classes of {sources[0].root}; combine sets whose classes are all numbers, or "
+                f"{root}: its classes are numbers, which would not stay the labels beside "
+                f"the classes of {roots[0]}; combine sets whose classes are all numbers, or "
                 "give them names and build the set again"
             )
     return merged
@@ -154,7 +155,7 @@ class _Part:
 
         The fingerprint and number behind the place decide between sources of equal places.
         """
-        reader = ShardReader(self._source.root, self.manifest, max_open=_MAX_OPEN)
+        reader = ShardReader(open_store(self._source.root), max_open=_MAX_OPEN)
         try:
             hashes = self._hashes(reader)
             # Foreign tars may each start their keys anew.

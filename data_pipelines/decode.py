@@ -1,4 +1,4 @@
-"""Encoded image -> square uint8 tensor: fast for JPEG, safe for anything."""
+"""Encoded image -> uint8 tensor of a given shape: fast for JPEG, safe for anything."""
 
 import io
 from typing import NamedTuple
@@ -55,40 +55,77 @@ class ImageInfo(NamedTuple):
 
 def decode(
     data: bytes,
-    size: int,
+    size: int | tuple[int, int],
     *,
     crop: tuple[float, float] = (0.5, 0.5),
     max_pixels: int = MAX_PIXELS,
 ) -> torch.Tensor:
-    """Decodes an image, scales its short side to `size` and cuts out a square.
+    """Decodes an image, scales it to cover `size` exactly one way, and cuts the other way.
 
-    JPEG is decoded at the smallest DCT scale that still covers the square. Scaling is bicubic
+    JPEG is decoded at the smallest DCT scale that still covers the result. Scaling is bicubic
     with antialiasing, on uint8. Greyscale, palette, CMYK and 16-bit images become 8-bit RGB,
-    transparency is laid on white, and the EXIF orientation is honoured. The square is cut before
+    transparency is laid on white, and the EXIF orientation is honoured. The image is cut before
     it is scaled, which is the same geometry and bounds the memory for any aspect ratio.
 
     Args:
         data: The encoded image.
-        size: Side of the square in pixels.
-        crop: Where the square lies in the upright image, (across, down), each in [0, 1]:
+        size: Height and width of the result in pixels, or the side of a square.
+        crop: Where the cut lies in the upright image, (across, down), each in [0, 1]:
             0 is left or top, 1 is right or bottom.
         max_pixels: Images that declare more pixels are refused before they are decoded.
 
     Returns:
-        uint8 tensor of shape (3, size, size), contiguous.
+        uint8 tensor of shape (3, height, width), contiguous.
 
     Raises:
         DecodeError: Not an image of a known format, damaged, or too large.
     """
-    pixels, orientation = decode_pixels(data, covering=size, max_pixels=max_pixels)
+    height, width = (size, size) if isinstance(size, int) else size
+    image = torch.empty((3, height, width), dtype=torch.uint8)
+    decode_into(data, image, crop=crop, max_pixels=max_pixels)
+    return image
+
+
+def decode_into(
+    data: bytes,
+    out: torch.Tensor,
+    *,
+    crop: tuple[float, float] = (0.5, 0.5),
+    max_pixels: int = MAX_PIXELS,
+) -> None:
+    """As `decode`, into memory that is there: fastest if that is channels-last.
+
+    Args:
+        data: The encoded image.
+        out: uint8 tensor of shape (3, height, width), to be filled.
+        crop: As in `decode`.
+        max_pixels: As in `decode`.
+
+    Raises:
+        DecodeError: As `decode`; `out` is then undefined.
+    """
+    height, width = out.shape[1:]
+    if _is_jpeg(data) and _decoded_straight(data, out, max_pixels):
+        return
+    pixels, orientation = decode_pixels(data, covering=(height, width), max_pixels=max_pixels)
+    out.copy_(fit(pixels, orientation, (height, width), crop))
+
+
+def fit(
+    pixels: Pixels, orientation: int, size: tuple[int, int], crop: tuple[float, float] = (0.5, 0.5)
+) -> torch.Tensor:
+    """Cuts, scales and turns decoded pixels: what `decode` does after `decode_pixels`.
+
+    Returns:
+        uint8 tensor of shape (3, height, width), in any memory layout.
+    """
     transpose, flip_x, flip_y = _TURNS[orientation]
-    # The crop is taken in the stored frame, so that only the small result has to be turned.
+    # The cut is made in the stored frame, so that only the small result has to be turned.
     across = 1.0 - crop[0] if flip_x else crop[0]
     down = 1.0 - crop[1] if flip_y else crop[1]
     if transpose:
-        across, down = down, across
-    square = _resize(_cut_square(pixels, across, down), size)
-    return _turn(square, orientation).contiguous()
+        across, down, size = down, across, (size[1], size[0])
+    return _turn(_resize(_cut(pixels, size, across, down), size), orientation)
 
 
 def decode_upright(data: bytes, short_side: int, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
@@ -108,14 +145,14 @@ def decode_upright(data: bytes, short_side: int, *, max_pixels: int = MAX_PIXELS
 
 
 def decode_pixels(
-    data: bytes, *, covering: int | None, max_pixels: int = MAX_PIXELS
+    data: bytes, *, covering: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Pixels, int]:
     """Decodes to RGB as stored.
 
     Args:
         data: The encoded image.
-        covering: If given, a JPEG may be decoded at a reduced scale whose sides are still at
-            least this long.
+        covering: If given, a JPEG may be decoded at a reduced scale whose upright height and width
+            are still at least these.
         max_pixels: As in `decode`.
 
     Returns:
@@ -126,7 +163,7 @@ def decode_pixels(
     """
     if not data:
         raise DecodeError("the file is empty")
-    if data[:3] == b"\xff\xd8\xff":
+    if _is_jpeg(data):
         return _decode_jpeg(data, covering, max_pixels)
     return _decode_with_pillow(data, max_pixels)
 
@@ -137,7 +174,7 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     Raises:
         DecodeError: As `decode`, but damage behind the header goes unnoticed.
     """
-    if data[:3] == b"\xff\xd8\xff":
+    if _is_jpeg(data):
         width, height, _ = _jpeg_header(data, max_pixels)
         orientation, extension = jpeg_orientation(data), "jpg"
     else:
@@ -147,6 +184,10 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     if _TURNS[orientation][0]:
         width, height = height, width
     return ImageInfo(width, height, extension)
+
+
+def _is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -165,16 +206,35 @@ def _jpeg_header(data: bytes, max_pixels: int) -> tuple[int, int, str]:
     return width, height, subsampling
 
 
-def _decode_jpeg(data: bytes, covering: int | None, max_pixels: int) -> tuple[Pixels, int]:
-    width, height, subsampling = _jpeg_header(data, max_pixels)
-    least = (covering or 0) * _RESERVE.get(subsampling, 4)
-    if least > min(width, height):
-        least = 0  # full size
+def _decoded_straight(data: bytes, out: torch.Tensor, max_pixels: int) -> bool:
+    """Decodes into `out`, if the image already is what that asks for and so is its layout."""
+    rows = out.permute(1, 2, 0)
+    width, height, _ = _jpeg_header(data, max_pixels)
+    if (height, width) != rows.shape[:2] or not rows.is_contiguous() or jpeg_orientation(data) != 1:
+        return False
     try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least)
+        simplejpeg.decode_jpeg(data, "RGB", buffer=rows.numpy())
     except ValueError as error:
         raise DecodeError(f"damaged JPEG ({error})") from None
-    return pixels, jpeg_orientation(data)
+    return True
+
+
+def _decode_jpeg(
+    data: bytes, covering: tuple[int, int] | None, max_pixels: int
+) -> tuple[Pixels, int]:
+    width, height, subsampling = _jpeg_header(data, max_pixels)
+    orientation = jpeg_orientation(data)
+    reserve = _RESERVE.get(subsampling, 4)
+    least_height, least_width = (reserve * side for side in covering or (0, 0))
+    if _TURNS[orientation][0]:
+        least_height, least_width = least_width, least_height
+    if least_height > height or least_width > width:
+        least_height = least_width = 0  # full size
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least_height, min_width=least_width)
+    except ValueError as error:
+        raise DecodeError(f"damaged JPEG ({error})") from None
+    return pixels, orientation
 
 
 def _open_with_pillow(data: bytes, max_pixels: int) -> Image.Image:
@@ -231,16 +291,18 @@ def _to_rgb(image: Image.Image) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _cut_square(pixels: Pixels, across: float, down: float) -> Pixels:
+def _cut(pixels: Pixels, target: tuple[int, int], across: float, down: float) -> Pixels:
+    """Cuts out the largest part of the target's shape."""
     height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = round((height - side) * down), round((width - side) * across)
-    return pixels[top : top + side, left : left + side]
+    scale = min(height / target[0], width / target[1])
+    rows = min(height, max(1, round(target[0] * scale)))
+    columns = min(width, max(1, round(target[1] * scale)))
+    top, left = round((height - rows) * down), round((width - columns) * across)
+    return pixels[top : top + rows, left : left + columns]
 
 
-def _resize(pixels: Pixels, size: int | tuple[int, int]) -> torch.Tensor:
+def _resize(pixels: Pixels, target: tuple[int, int]) -> torch.Tensor:
     """Scales (H, W, 3) to a (3, h, w) tensor; its memory stays channels-last."""
-    target = (size, size) if isinstance(size, int) else size
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     if tuple(image.shape[1:]) == target:
         return image

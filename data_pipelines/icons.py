@@ -10,12 +10,15 @@ import importlib.metadata
 import importlib.util
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-from data_pipelines.build import BuildReport, Rejected, Sample, write_shards
+from data_pipelines.build_report import BuildReport
+from data_pipelines.build_set import build_set
+from data_pipelines.sample import Rejected, Sample
+from data_pipelines.sources.base import Item
 
 _REMEDY = "install it with `pip install -c constraints.txt -e '.[icons]'`"
 _OTHER = "other"
@@ -58,6 +61,73 @@ class Icon:
     caption: str
 
 
+@dataclass(frozen=True)
+class IconSource:
+    """Icons to draw, as a source of images.
+
+    Attributes:
+        size: Side of the images in pixels.
+        sets: Families to draw, names in `ICON_SETS`.
+        min_class: The first word of a name is its class if this many icons share it; the rest
+            form the class "other".
+
+    Raises:
+        ValueError: An option is out of range; from its methods: a package is not installed.
+    """
+
+    size: int
+    sets: tuple[str, ...] = ("material",)
+    min_class: int = 10
+
+    def __post_init__(self) -> None:
+        if self.size < 8:
+            raise ValueError(f"size is {self.size}; icons need at least 8 pixels")
+        _check_sets(self.sets)
+
+    @property
+    def title(self) -> str:
+        """Where the icons come from, for people."""
+        version = importlib.metadata.version("mkdocs-material")
+        return f"icons of mkdocs-material {version}: {', '.join(self.sets)}"
+
+    @property
+    def licence(self) -> str:
+        """The families' licences."""
+        return "; ".join(ICON_SETS[name].licence for name in self.sets)
+
+    def recipe(self) -> Mapping[str, Any]:
+        """What decides the pixels: the packages' versions and the options."""
+        _icon_folder()  # or a missing package would be reported without the remedy
+        return {
+            "builder": "icons",
+            "mkdocs-material": importlib.metadata.version("mkdocs-material"),
+            "resvg-py": importlib.metadata.version("resvg-py"),
+            "drawing": _DRAWING,
+            "size": self.size,
+            "sets": list(self.sets),
+            "min_class": self.min_class,
+        }
+
+    def items(self) -> Iterator[Item | Rejected]:
+        """The icons, family by family, by path."""
+        root = _icon_folder()
+        for icon in find_icons(self.sets, self.min_class):
+            place = [icon.set_name, icon.path.relative_to(root).as_posix()]
+            yield Item(icon.key, place, icon.class_, icon.caption)
+
+    def sample(self, item: Item) -> Sample | Rejected:
+        """Draws one icon."""
+        assert isinstance(item.place, list)
+        assert item.class_ is not None
+        name, path = item.place
+        svg = (_icon_folder() / path).read_text(encoding="utf-8")
+        try:
+            png = draw_icon(svg, tile_colour(item.class_), self.size, ICON_SETS[name].scale)
+        except ValueError as error:
+            return Rejected(item.key, f"cannot be drawn: {error}")
+        return Sample(item.key, png, "png", self.size, self.size, item.class_, item.caption)
+
+
 def build_icons(
     out: Path | str,
     *,
@@ -69,53 +139,20 @@ def build_icons(
     overwrite: bool = False,
     progress: bool = True,
 ) -> BuildReport:
-    """Draws icons and writes them as a shard set.
-
-    Args:
-        out: Folder of the shard set.
-        size: Side of the images in pixels.
-        sets: Families to draw, names in `ICON_SETS`.
-        min_class: The first word of a name is its class if this many icons share it; the rest
-            form the class "other".
-        shard_samples, validation, overwrite, progress: As in `write_shards`.
-
-    Raises:
-        ValueError: The packages are not installed, or an option is out of range.
-    """
-    if size < 8:
-        raise ValueError(f"size is {size}; icons need at least 8 pixels")
-    icons = find_icons(sets, min_class)
-    recipe = {
-        "builder": "icons",
-        "mkdocs-material": importlib.metadata.version("mkdocs-material"),
-        "resvg-py": importlib.metadata.version("resvg-py"),
-        "drawing": _DRAWING,
-        "size": size,
-        "sets": list(sets),
-        "min_class": min_class,
-    }
-    return write_shards(
-        partial(_samples, icons, size),
+    """Draws icons and writes them as a shard set: `build_set` of an `IconSource`."""
+    return build_set(
+        IconSource(size, tuple(sets), min_class),
         out,
-        source=f"icons of mkdocs-material {recipe['mkdocs-material']}: {', '.join(sets)}",
-        licence="; ".join(ICON_SETS[name].licence for name in sets),
-        recipe=recipe,
         shard_samples=shard_samples,
         validation=validation,
         overwrite=overwrite,
-        total=len(icons),
         progress=progress,
     )
 
 
 def find_icons(sets: Sequence[str], min_class: int) -> list[Icon]:
     """Lists the icons of some families, sorted by key, with their classes."""
-    unknown = [name for name in sets if name not in ICON_SETS]
-    if unknown or not sets or len(set(sets)) != len(sets):
-        raise ValueError(
-            f"icon sets are {', '.join(sets) or 'missing'}; choose, once each, from "
-            + ", ".join(ICON_SETS)
-        )
+    _check_sets(sets)
     root = _icon_folder()
     found = [
         (name, path, "-".join(path.relative_to(root / name).with_suffix("").parts))
@@ -199,19 +236,13 @@ def draw_icon(svg: str, colour: str, size: int, scale: float) -> bytes:
     )
 
 
-def _samples(icons: Sequence[Icon], size: int) -> Iterable[Sample | Rejected]:
-    for icon in icons:
-        try:
-            png = draw_icon(
-                icon.path.read_text(encoding="utf-8"),
-                tile_colour(icon.class_),
-                size,
-                ICON_SETS[icon.set_name].scale,
-            )
-        except ValueError as error:
-            yield Rejected(icon.key, str(error))
-            continue
-        yield Sample(icon.key, png, "png", size, size, icon.class_, icon.caption)
+def _check_sets(sets: Sequence[str]) -> None:
+    unknown = [name for name in sets if name not in ICON_SETS]
+    if unknown or not sets or len(set(sets)) != len(sets):
+        raise ValueError(
+            f"icon sets are {', '.join(sets) or 'missing'}; choose, once each, from "
+            + ", ".join(ICON_SETS)
+        )
 
 
 def _icon_folder() -> Path:

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_pipelines.aspects import MAX_BIN
+
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+_ASPECT_BINS = {str(number): number for number in range(-MAX_BIN, MAX_BIN + 1)}
 MAX_MANIFEST_BYTES = 256 * 2**20  # 10^5 shards need about 20 MiB
 
 
@@ -31,12 +34,17 @@ class Shard:
         samples: Number of samples (groups of members with one key).
         bytes: Size of the tar file.
         sha256: Checksum of the tar file, 64 hexadecimal digits.
+        index: Checksum of its index file (see `shard_index`), empty where there is none.
+        aspects: (aspect bin, number of samples) of each bin that occurs (see `aspects`), in rising
+            order; empty where it is not known.
     """
 
     path: str
     samples: int
     bytes: int
     sha256: str
+    index: str = ""
+    aspects: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,7 @@ class Manifest:
             "recipe": dict(self.recipe),
             "classes": list(self.classes),
             "class_counts": list(self.class_counts),
-            "shards": [
-                {"path": s.path, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256}
-                for s in self.shards
-            ],
+            "shards": [_shard_document(shard) for shard in self.shards],
         }
         if self.synthetic:  # sets of real images look as they did before there was this key
             document["synthetic"] = self.synthetic
@@ -154,17 +159,30 @@ class Manifest:
             )
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ShardSetError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes; not a manifest")
+        return cls.from_bytes(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str) -> "Manifest":
+        """Reads a manifest file's content and checks its types.
+
+        Args:
+            data: The content.
+            path: Where it is from, for messages.
+
+        Raises:
+            ShardSetError: It is malformed or of a later format.
+        """
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise ShardSetError(
                 f"{path}: not valid JSON ({error}); write a new one with "
-                f"`simple-diffusion data index {root}`"
+                "`simple-diffusion data index`"
             ) from None
         return cls._from_document(document, path)
 
     @classmethod
-    def _from_document(cls, document: object, path: Path) -> "Manifest":
+    def _from_document(cls, document: object, path: str) -> "Manifest":
         version = _take(document, "format_version", int, path)
         assert isinstance(document, dict)
         if version > FORMAT_VERSION:
@@ -214,7 +232,21 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
 
 
-def _take(document: object, key: str, kind: type, path: Path, where: str = "") -> Any:
+def _shard_document(shard: Shard) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "path": shard.path,
+        "samples": shard.samples,
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+    }
+    if shard.index:
+        document["index"] = shard.index
+    if shard.aspects:
+        document["aspects"] = {str(number): count for number, count in shard.aspects}
+    return document
+
+
+def _take(document: object, key: str, kind: type, path: str, where: str = "") -> Any:
     """Returns `document[key]`, checked to be of type `kind`."""
     label = f"{where}.{key}" if where else key
     if not isinstance(document, dict):
@@ -229,7 +261,7 @@ def _take(document: object, key: str, kind: type, path: Path, where: str = "") -
     return value
 
 
-def _parse_shard(entry: object, where: str, path: Path) -> Shard:
+def _parse_shard(entry: object, where: str, path: str) -> Shard:
     name = _take(entry, "path", str, path, where)
     samples = _take(entry, "samples", int, path, where)
     size = _take(entry, "bytes", int, path, where)
@@ -241,6 +273,26 @@ def _parse_shard(entry: object, where: str, path: Path) -> Shard:
         )
     if not _is_count(samples) or not _is_count(size):
         raise ShardSetError(f"{path}: {where}: 'samples' and 'bytes' must not be negative")
-    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-        raise ShardSetError(f"{path}: {where}.sha256 must be 64 hexadecimal digits")
-    return Shard(name, samples, size, digest)
+    assert isinstance(entry, dict)
+    index = _take(entry, "index", str, path, where) if "index" in entry else ""
+    for label, text in (("sha256", digest), ("index", index)):
+        if (text or label == "sha256") and not _is_digest(text):
+            raise ShardSetError(f"{path}: {where}.{label} must be 64 hexadecimal digits")
+    aspects = _parse_aspects(entry.get("aspects", {}), samples, f"{path}: {where}.aspects")
+    return Shard(name, samples, size, digest, index, aspects)
+
+
+def _parse_aspects(entry: object, samples: int, label: str) -> tuple[tuple[int, int], ...]:
+    if not isinstance(entry, dict) or not all(_is_count(count) for count in entry.values()):
+        raise ShardSetError(f"{label} must be an object of numbers of samples")
+    if not entry.keys() <= _ASPECT_BINS.keys():
+        raise ShardSetError(f"{label}: its keys must be aspect bins from {-MAX_BIN} to {MAX_BIN}")
+    if entry and sum(entry.values()) != samples:
+        raise ShardSetError(
+            f"{label} counts {sum(entry.values())} samples; the shard has {samples}"
+        )
+    return tuple(sorted((_ASPECT_BINS[key], count) for key, count in entry.items()))
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

@@ -9,20 +9,16 @@ turn. So every sample appears exactly once per epoch, whatever the shard sizes, 
 Cost: O(shards) once per epoch, O(window) once per window of a stream, O(batch) per step.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from data_pipelines.epoch import EpochPlan
 from data_pipelines.hashing import permutation
-
-Ints = NDArray[np.int64]
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
+from data_pipelines.labels import Ints, groups, sort_labels
+from data_pipelines.recent import Recent
 
 MAX_DEFAULT_STREAMS = 128
 # Domains of the hash, so that the two kinds of permutation never share their keys.
@@ -30,22 +26,64 @@ _SHARDS, _WINDOW = 1, 2
 
 
 class Piece(NamedTuple):
-    """One rank's part of one step, each an int64 array of shape (batch / world_size,).
+    """One rank's part of one step; the arrays are int64 of shape (batch / world_size,).
 
     Attributes:
-        positions: Global sample numbers g.
-        shards: Number of each sample's shard in the manifest.
-        indices: Place of each sample inside its shard.
+        positions: Global sample numbers g of the run.
+        sets: Number of each sample's shard set.
+        shards: Number of each sample's shard in the manifest of its set.
+        indices: Place of each sample inside its shard; with buckets, its place among the shard's
+            samples of that bucket.
+        bucket: The bucket of all samples of the step, on all ranks; -1 without buckets.
     """
 
     positions: Ints
+    sets: Ints
     shards: Ints
     indices: Ints
+    bucket: int = -1
+
+
+class StepOrder(Protocol):
+    """What the loader asks of an order: which samples a rank reads in a step."""
+
+    def check_batch(self, batch_size: int, world_size: int) -> None:
+        """Raises ValueError, with the remedy, if batches of this size cannot be split so."""
+
+    def rank_batch(self, start: int, batch_size: int, rank: int, world_size: int) -> Piece:
+        """Returns a rank's samples of the step before which `start` images were seen."""
+
+    def used(self, images_seen: int, batch_size: int) -> Ints:
+        """Returns how many of the first `images_seen` images came from each set, shape (sets,)."""
+
+    def working_set(self, batch_size: int, world_size: int, ranks_per_node: int = 1) -> int:
+        """Returns how many shards a node has under way at once, which its cache should hold."""
 
 
 def default_streams(num_shards: int) -> int:
     """Returns min(128, the largest power of two that is at most `num_shards`)."""
     return min(MAX_DEFAULT_STREAMS, 1 << (num_shards.bit_length() - 1))
+
+
+def check_ranks(batch_size: int, world_size: int) -> None:
+    """Raises ValueError unless the batch splits evenly over the ranks."""
+    if world_size < 1 or batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"batch size {batch_size} cannot be split over {world_size} ranks; "
+            f"use a multiple of {max(world_size, 1)}"
+        )
+
+
+def cut(batch: Ints, rank: int, world_size: int) -> Ints:
+    """Returns a rank's contiguous part of a batch.
+
+    Raises:
+        ValueError: There is no such rank.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank}; with world_size {world_size} it must be below that")
+    piece = len(batch) // world_size
+    return batch[rank * piece : (rank + 1) * piece]
 
 
 class Order:
@@ -58,6 +96,8 @@ class Order:
             default min(128, the largest power of two that is at most the number of shards). With
             W ranks, a rank reads about C / W streams.
         window: k, the number of neighbouring shards of a stream that are shuffled together.
+        deal_seed: Seed of the shards' own permutation, `seed` by default. Orders over the same
+            shards with equal ones, whatever the samples, read the same shards about together.
 
     Raises:
         ValueError: An argument is out of range, or there are no samples at all.
@@ -70,6 +110,7 @@ class Order:
         seed: int,
         streams: int | None = None,
         window: int = 4,
+        deal_seed: int | None = None,
     ) -> None:
         sizes = np.asarray(shard_sizes, dtype=np.int64)
         if sizes.ndim != 1 or sizes.size == 0:
@@ -93,9 +134,10 @@ class Order:
         self.streams = streams
         self.window = window
         self.num_samples = int(sizes.sum())
-        self._epochs: _Cache[int, _Epoch] = _Cache(2)
-        # Twice the streams, so that no window is permuted twice while streams cross its border.
-        self._windows: _Cache[tuple[int, int, int], Ints] = _Cache(2 * streams)
+        self._deal_seed = seed if deal_seed is None else deal_seed
+        self._epochs: Recent[int, EpochPlan] = Recent(2)
+        # Two for each stream while it crosses a border, and two for whoever reads ahead.
+        self._windows: Recent[tuple[int, int, int], Ints] = Recent(4 * streams)
 
     def locate(self, g: int | Ints) -> tuple[Ints, Ints]:
         """Finds the samples with the given global numbers.
@@ -108,7 +150,7 @@ class Order:
         """
         numbers = np.asarray(g, dtype=np.int64)
         flat = numbers.reshape(-1)
-        streams, rounds = self._streams_of(flat)
+        streams, rounds = self.deal(flat)
         shards, indices = self._locate_in_streams(flat // self.num_samples, streams, rounds)
         return shards.reshape(numbers.shape), indices.reshape(numbers.shape)
 
@@ -122,23 +164,20 @@ class Order:
             ValueError: The batch does not split evenly over ranks or streams.
         """
         self.check_batch(batch_size, world_size)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}; with world_size {world_size} it must be below that")
         numbers = start + np.arange(batch_size, dtype=np.int64)
-        streams, rounds = self._streams_of(numbers)
-        piece = batch_size // world_size
-        mine = np.argsort(streams, kind="stable")[rank * piece : (rank + 1) * piece]
+        streams, rounds = self.deal(numbers)
+        mine = cut(sort_labels(streams, self.streams), rank, world_size)
         epochs = numbers[mine] // self.num_samples
         shards, indices = self._locate_in_streams(epochs, streams[mine], rounds[mine])
-        return Piece(numbers[mine], shards, indices)
+        return Piece(numbers[mine], np.zeros_like(shards), shards, indices)
+
+    def used(self, images_seen: int, batch_size: int) -> Ints:
+        """Returns how many of the first `images_seen` images came from this set, shape (1,)."""
+        return np.array([images_seen], dtype=np.int64)
 
     def check_batch(self, batch_size: int, world_size: int) -> None:
         """Raises ValueError unless the batch splits evenly over the ranks and the streams."""
-        if world_size < 1 or batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch size {batch_size} cannot be split over {world_size} ranks; "
-                f"use a multiple of {max(world_size, 1)}"
-            )
+        check_ranks(batch_size, world_size)
         if batch_size % self.streams and self.streams % batch_size:
             fitting = min(batch_size & -batch_size, self.streams)
             raise ValueError(
@@ -146,23 +185,70 @@ class Order:
                 f"by it; use a batch that is a multiple of {self.streams}, or {fitting} streams"
             )
 
-    def _streams_of(self, numbers: Ints) -> tuple[Ints, Ints]:
+    def working_set(self, batch_size: int, world_size: int, ranks_per_node: int = 1) -> int:
+        """Returns how many distinct shards a node has under way at once, at most.
+
+        A shard is under way from the step that reads its first sample to the one that reads its
+        last. A cache of fewer shards fetches some of them again and again.
+
+        Of a step, a node reads n = batch_size / world_size * ranks_per_node neighbouring samples in
+        the order of their streams (if the batch is smaller than the streams, so of each round of C
+        samples). Every stream gives at least m = max(1, batch_size / C) of them, so the node reads
+        T <= floor((n - 2) / m) + 2 streams. In each a window of k shards is under way, or, where
+        one ends and the next begins within the step, as many of both as there are samples.
+
+        This holds for steps within an epoch in which no stream runs dry; the few in which some do
+        may touch more shards, for a last sample each.
+
+        Args:
+            batch_size: Samples in a step, of all ranks.
+            world_size: Number of ranks.
+            ranks_per_node: How many neighbouring ranks share a cache.
+
+        Raises:
+            ValueError: The batch does not split evenly over ranks or streams.
+        """
+        self.check_batch(batch_size, world_size)
+        shared = min(ranks_per_node, world_size)
+        taken = batch_size // world_size * shared * max(1, self.streams // batch_size)
+        return self.under_way(taken, max(1, batch_size // self.streams), whole=shared == world_size)
+
+    def under_way(self, taken: int, least: float, *, whole: bool) -> int:
+        """Returns the shards under way where `taken` samples are read, in the order of streams.
+
+        Args:
+            taken: n.
+            least: m, what each stream but the first and the last gives at least.
+            whole: Whether these are all samples of the step, so the first and last stream as well.
+        """
+        window, edges = self.window, 0 if whole else min(taken, 2)
+        streams = min(self.streams, taken, int((taken - 2) // least) + 2)
+        # At most max(k, samples) shards of a stream: most for the samples where it gives only m.
+        spread = int((taken - edges) * max(window, least) / least) + edges * window
+        # Nor has it more than two windows, and what fits in whole between them.
+        short = int(np.searchsorted(self._smallest, taken, side="right"))
+        return min(self._smallest.size, 2 * window * streams + short, spread)
+
+    @cached_property
+    def _smallest(self) -> Ints:
+        """Samples of the smallest, the two smallest, ... shards that have any."""
+        return np.cumsum(np.sort(self.sizes[self.sizes > 0]))
+
+    def deal(self, numbers: Ints) -> tuple[Ints, Ints]:
         """Returns stream and place in the stream of each global sample number, shape (n,)."""
         if numbers.size and numbers.min() < 0:
             raise ValueError(f"sample number {numbers.min()} is negative")
         streams, rounds = np.empty_like(numbers), np.empty_like(numbers)
         epochs, places = np.divmod(numbers, self.num_samples)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            streams[chosen], rounds[chosen] = self._epoch(int(epoch)).deal(places[chosen])
+        for epoch, chosen in groups(epochs):
+            streams[chosen], rounds[chosen] = self._epoch(epoch).deal(places[chosen])
         return streams, rounds
 
     def _locate_in_streams(self, epochs: Ints, streams: Ints, rounds: Ints) -> tuple[Ints, Ints]:
         shards, indices = np.empty_like(streams), np.empty_like(streams)
         pairs = epochs * self.streams + streams
-        for pair in np.unique(pairs):
-            chosen = np.flatnonzero(pairs == pair)
-            epoch, stream = divmod(int(pair), self.streams)
+        for pair, chosen in groups(pairs):
+            epoch, stream = divmod(pair, self.streams)
             shards[chosen], indices[chosen] = self._locate_in_stream(epoch, stream, rounds[chosen])
         return shards, indices
 
@@ -171,14 +257,13 @@ class Order:
         ends = plan.window_ends[:, stream]
         windows = np.searchsorted(ends, places, side="right")
         shards, indices = np.empty_like(places), np.empty_like(places)
-        for window in np.unique(windows):
-            chosen = windows == window
+        for window, chosen in groups(windows):
             first = ends[window - 1] if window else 0
             length = int(ends[window] - first)
-            key = (epoch, stream, int(window))
+            key = (epoch, stream, window)
             order = self._windows.get(key, partial(self._permute_window, length))
             drawn = order[places[chosen] - first]
-            rows = slice(int(window) * self.window, (int(window) + 1) * self.window)
+            rows = slice(window * self.window, (window + 1) * self.window)
             members = plan.shards[rows, stream]
             members = members[members >= 0]
             member_ends = np.cumsum(self.sizes[members])
@@ -191,78 +276,9 @@ class Order:
         order = permutation(length, self.seed, _WINDOW, *key)
         return order.astype(np.int32) if length < 2**31 else order  # half the memory
 
-    def _epoch(self, epoch: int) -> "_Epoch":
+    def _epoch(self, epoch: int) -> EpochPlan:
         return self._epochs.get(epoch, self._plan_epoch)
 
-    def _plan_epoch(self, epoch: int) -> "_Epoch":
-        """Deals the permuted shards to the streams, O(shards)."""
-        count, streams = self.sizes.size, self.streams
-        rows = -(-count // streams)
-        rows = -(-rows // self.window) * self.window
-        dealt = np.full(rows * streams, -1, dtype=np.int64)
-        dealt[:count] = permutation(count, self.seed, _SHARDS, epoch)
-        lengths = np.where(dealt >= 0, self.sizes[dealt], 0).reshape(-1, self.window, streams)
-        ends = np.cumsum(lengths.sum(axis=1), axis=0)
-        return _Epoch(dealt.reshape(rows, streams), ends)
-
-
-@dataclass
-class _Epoch:
-    """The plan of one epoch.
-
-    Attributes:
-        shards: Shard numbers, shape (rows, C): stream c reads column c downwards; -1 is none.
-        window_ends: Samples of a stream up to the end of each window, shape (windows, C).
-    """
-
-    shards: Ints
-    window_ends: Ints
-
-    def __post_init__(self) -> None:
-        self.lengths = self.window_ends[-1]
-        ordered = np.sort(self.lengths)
-        shorter = np.concatenate([[0], np.cumsum(ordered)[:-1]])
-        live = ordered.size - np.arange(ordered.size)
-        # Σ_c min(L_c, r) at r = the i-th shortest length: where the i-th stream has run dry.
-        self._dry = shorter + live * ordered
-        self._ordered = ordered
-
-    def deal(self, places: Ints) -> tuple[Ints, Ints]:
-        """Inverts the round-robin over ragged streams in closed form.
-
-        Between two streams running dry, the set of live streams is constant, so a place is a
-        quotient (which round) and a remainder (which live stream, in stream order).
-
-        Args:
-            places: Places in the epoch's order, shape (n,).
-
-        Returns:
-            Stream and place in that stream of each.
-        """
-        streams, rounds = np.empty_like(places), np.empty_like(places)
-        dry = np.searchsorted(self._dry, places, side="right")  # streams that have run dry
-        for gone in np.unique(dry):
-            chosen = dry == gone
-            done_rounds, done = (self._ordered[gone - 1], self._dry[gone - 1]) if gone else (0, 0)
-            live = np.flatnonzero(self.lengths > done_rounds)
-            quotient, remainder = np.divmod(places[chosen] - done, live.size)
-            streams[chosen] = live[remainder]
-            rounds[chosen] = done_rounds + quotient
-        return streams, rounds
-
-
-class _Cache(Generic[K, V]):
-    """The most recently used `capacity` values of a function."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._values: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K, compute: Callable[[K], V]) -> V:
-        if key in self._values:
-            self._values.move_to_end(key)
-            return self._values[key]
-        value = self._values[key] = compute(key)
-        if len(self._values) > self._capacity:
-            self._values.popitem(last=False)
-        return value
+    def _plan_epoch(self, epoch: int) -> EpochPlan:
+        dealt = permutation(self.sizes.size, self._deal_seed, _SHARDS, epoch)
+        return EpochPlan.of(dealt, self.sizes, self.streams, self.window)

@@ -1,25 +1,19 @@
-"""Random access into WebDataset tars: memory-mapped, indexed once by their headers."""
+"""Random access into WebDataset tars: memory-mapped, by their index or, once, their headers."""
 
 import json
 import mmap
-import tarfile
+import os
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from data_pipelines.manifest import Shard, ShardSetError
+from data_pipelines.shard_index import CLS, IMAGE, IMAGE_EXTENSIONS, JSON, TXT, ShardIndex
+from data_pipelines.store import ShardHandle, ShardStore
 
-from data_pipelines.manifest import Manifest, ShardSetError
-
-# In order of preference, should a sample hold several.
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-_FIELDS = ("json", "cls", "txt")
-_IMAGE, _JSON, _CLS, _TXT = range(4)
 MAX_TEXT_BYTES = 2**20
 MAX_IMAGE_BYTES = 2**28
-_DAMAGED_TAR = (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, OSError)
 
 
 class SampleError(ValueError):
@@ -64,93 +58,30 @@ class RawSample:
     synthetic: bool = False
 
 
-class TarIndex:
-    """One memory-mapped tar and where its samples lie.
-
-    Members that share a key (directory, and name up to its first dot) form a sample, adjacent or
-    not. Samples are numbered by the first appearance of their key. About 80 bytes and the key are
-    kept per sample.
+class OpenShard:
+    """One memory-mapped tar and its index.
 
     Args:
         path: The tar, uncompressed.
+        index: What is in it; read from its headers if not given.
 
     Raises:
         ShardSetError: The file is not a whole, uncompressed tar.
+        OSError: It cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, index: ShardIndex | None = None) -> None:
         self.path = path
+        self.index = ShardIndex.scan(path) if index is None else index
         with open(path, "rb") as file:
-            try:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError:  # an empty file cannot be mapped
-                raise ShardSetError(f"{path}: the file is empty, not a tar") from None
-            keys: dict[str, int] = {}
-            places: list[list[tuple[int, int]]] = []
-            images: list[int] = []  # rank in IMAGE_EXTENSIONS of the image found so far
-            self.repeated: dict[int, str] = {}
-            for name, offset, size in self._members(file):
-                key, extension = split_name(name)
-                if not key:
-                    continue
-                number = keys.setdefault(key, len(keys))
-                if number == len(places):
-                    places.append([(-1, 0)] * 4)
-                    images.append(len(IMAGE_EXTENSIONS))
-                if extension in IMAGE_EXTENSIONS:
-                    slot, preference = _IMAGE, IMAGE_EXTENSIONS.index(extension)
-                    if preference > images[number]:
-                        continue
-                    if preference == images[number]:
-                        self.repeated[number] = name
-                    images[number] = preference
-                elif extension in _FIELDS:
-                    slot = 1 + _FIELDS.index(extension)
-                    if places[number][slot][0] >= 0:
-                        self.repeated[number] = name
-                else:
-                    continue
-                places[number][slot] = (offset, size)
-        self._places = np.array(places, dtype=np.int64).reshape(-1, 4, 2)
-        self._images = np.array(images, dtype=np.uint8)
-        encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
-        self._key_ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
-        self._keys = b"".join(encoded)
-
-    def _members(self, file: Any) -> Iterator[tuple[str, int, int]]:
-        """Yields (name, offset, size) of the regular files, checked to lie inside the tar."""
-        length, end = len(self._map), 0
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    first, last = member.offset_data, member.offset_data + member.size
-                    # A negative size would lead back and round for ever.
-                    if tar.offset <= end or (member.isreg() and not first <= last <= length):
-                        raise ValueError(f"member {member.name!r} reaches outside the file")
-                    if member.issparse():
-                        raise ValueError(f"member {member.name!r} is a sparse file")
-                    if member.isreg():
-                        yield member.name, first, member.size
-                    end = tar.offset
-                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-        except _DAMAGED_TAR as error:
-            raise ShardSetError(
-                f"{self.path}: not a whole, uncompressed tar ({error}); restore or remove the file"
-            ) from None
-        # tarfile takes a header that it cannot read for the end of the archive.
-        if any(self._map[end : end + tarfile.BLOCKSIZE]):
-            raise ShardSetError(
-                f"{self.path}: damaged at byte {end}, where the next member's header should be; "
-                "restore or remove the file"
-            )
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.index)
 
     def key(self, index: int) -> str:
         """Returns the key of a sample."""
-        first = int(self._key_ends[index - 1]) if index else 0
-        return self._keys[first : int(self._key_ends[index])].decode("utf-8", "surrogateescape")
+        return self.index.key(index)
 
     def close(self) -> None:
         """Unmaps the file."""
@@ -168,19 +99,19 @@ class TarIndex:
         """
         key = self.key(index)
         try:
-            if index in self.repeated:
-                raise ValueError(f"member {self.repeated[index]!r} appears twice")
-            image = self._bytes(index, _IMAGE, MAX_IMAGE_BYTES)
+            if index in self.index.repeated:
+                raise ValueError("one of its members appears twice")
+            image = self._bytes(index, IMAGE, MAX_IMAGE_BYTES)
             if image is None:
                 raise ValueError(f"no image (.{', .'.join(IMAGE_EXTENSIONS)}) among its members")
-            extension = IMAGE_EXTENSIONS[self._images[index]]
+            extension = IMAGE_EXTENSIONS[self.index.extensions[index]]
             return RawSample(key, image, extension, **self._metadata(index))
         except ValueError as error:
             raise SampleError(shard, key, str(error)) from None
 
     def _metadata(self, index: int) -> dict[str, Any]:
         document: dict[str, Any] = {}
-        encoded = self._bytes(index, _JSON, MAX_TEXT_BYTES)
+        encoded = self._bytes(index, JSON, MAX_TEXT_BYTES)
         if encoded is not None:
             try:
                 document = json.loads(encoded)
@@ -192,7 +123,7 @@ class TarIndex:
         if class_ is None:
             class_ = self._class_member(index)
         if caption is None:
-            text = self._bytes(index, _TXT, MAX_TEXT_BYTES)
+            text = self._bytes(index, TXT, MAX_TEXT_BYTES)
             caption = None if text is None else text.decode("utf-8", "replace").strip()
         if not _is_or_none(class_, (str, int)):
             raise ValueError(f"its class is a {type(class_).__name__}, not a name or a number")
@@ -208,33 +139,19 @@ class TarIndex:
         return {"class_": class_, "caption": caption, **size, "synthetic": bool(synthetic)}
 
     def _class_member(self, index: int) -> str | int | None:
-        encoded = self._bytes(index, _CLS, MAX_TEXT_BYTES)
+        encoded = self._bytes(index, CLS, MAX_TEXT_BYTES)
         if encoded is None:
             return None
         text = encoded.decode("utf-8", "replace").strip()
         return int(text) if text.isascii() and text.isdigit() else text
 
     def _bytes(self, index: int, slot: int, limit: int) -> bytes | None:
-        offset, size = (int(value) for value in self._places[index, slot])
+        offset, size = (int(value) for value in self.index.places[index, slot])
         if offset < 0:
             return None
         if size > limit:
             raise ValueError(f"a member has {size} bytes; the limit for its kind is {limit}")
         return self._map[offset : offset + size]
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Splits a member's name into key and lower-case extension, at the last part's first dot.
-
-    `a.b/c.d.png` gives `a.b/c` and `d.png`. Names without a key or an extension give two empty
-    strings: they belong to no sample.
-    """
-    name = name.removeprefix("./")
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    if not stem or not dot:
-        return "", ""
-    return folder + slash + stem, extension.lower()
 
 
 def _is_or_none(value: object, kind: type | tuple[type, ...]) -> bool:
@@ -247,21 +164,21 @@ class ShardReader:
     It can be sent to worker processes: open files stay behind, each process opens its own.
 
     Args:
-        root: The set's folder.
-        manifest: Its manifest.
-        max_open: Shards kept open (each a file descriptor); the least recently used is closed.
+        store: The set's shards.
+        max_open: Shards kept open (each a file descriptor); the least recently used is closed. As
+            many indices are kept in memory.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, *, max_open: int = 256) -> None:
+    def __init__(self, store: ShardStore, *, max_open: int = 256) -> None:
         if max_open < 1:
             raise ValueError(f"max_open is {max_open}; it must be at least 1")
-        self.root = Path(root)
-        self.manifest = manifest
+        self.store = store
         self.max_open = max_open
-        self._open: OrderedDict[int, TarIndex] = OrderedDict()
+        self._open: OrderedDict[int, tuple[OpenShard, ShardHandle]] = OrderedDict()
+        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_indices": OrderedDict()}
 
     def read(self, shard: int, index: int) -> RawSample:
         """Reads one sample.
@@ -271,37 +188,100 @@ class ShardReader:
             ShardSetError: The shard cannot be read or holds another number of samples than the
                 manifest says.
         """
-        return self._index(shard).read(index, self.manifest.shards[shard].path)
+        sample = self.opened(shard).read(index, self.store.manifest.shards[shard].path)
+        self.store.counts.bytes_read += len(sample.image)
+        return sample
 
     def key(self, shard: int, index: int) -> str:
         """Returns a sample's key without reading the sample."""
-        return self._index(shard).key(index)
+        return self.opened(shard).key(index)
 
     def close(self) -> None:
         """Closes all shards; the next read opens them again."""
         while self._open:
-            self._open.popitem()[1].close()
+            _close(*self._open.popitem()[1])
 
-    def _index(self, shard: int) -> TarIndex:
+    def rest(self) -> None:
+        """Closes the shards that others may need the room of; call it between batches.
+
+        Those of a folder stay open. Those of a cache are held there while they are open, and are
+        quickly opened again, since their indices stay.
+        """
+        if self.store.bounded:
+            self.close()
+
+    def opened(self, shard: int) -> OpenShard:
+        """The open shard, to be used before the next one is asked for.
+
+        Raises:
+            ShardSetError: As `read`.
+        """
         if shard in self._open:
             self._open.move_to_end(shard)
-            return self._open[shard]
-        entry = self.manifest.shards[shard]
-        path = self.root / entry.path
+            return self._open[shard][0]
+        if len(self._open) >= self.max_open:
+            _close(*self._open.popitem(last=False)[1])
+        handle = self.store.local(shard)
         try:
-            index = TarIndex(path)
-        except OSError as error:
-            raise ShardSetError(
-                f"{path}: cannot be opened ({error.strerror}); restore the file, or accept what is "
-                f"there with `simple-diffusion data index {self.root}`"
-            ) from None
+            tar = self._open_tar(shard, handle.path)
+        except BaseException:
+            handle.close()
+            raise
+        self._open[shard] = tar, handle
+        return tar
+
+    def _open_tar(self, shard: int, path: Path) -> OpenShard:
+        entry = self.store.manifest.shards[shard]
+        index = self._index(shard, path)
         if len(index) != entry.samples:
             raise ShardSetError(
                 f"{path}: holds {len(index)} samples but the manifest says {entry.samples}; "
-                "restore the file, or accept what is there with "
-                f"`simple-diffusion data index {self.root}`"
+                f"{self._remedy}"
             )
-        if len(self._open) >= self.max_open:
-            self._open.popitem(last=False)[1].close()
-        self._open[shard] = index
+        try:
+            _check_size(path, entry)
+            return OpenShard(path, index)
+        except OSError as error:
+            raise ShardSetError(
+                f"{path}: cannot be opened ({error.strerror or error}); {self._remedy}"
+            ) from None
+
+    def _index(self, shard: int, path: Path) -> ShardIndex:
+        if shard in self._indices:
+            self._indices.move_to_end(shard)
+            return self._indices[shard]
+        index = self.store.index(shard)
+        if index is None:
+            try:
+                index = ShardIndex.scan(path)
+            except OSError as error:
+                raise ShardSetError(
+                    f"{path}: cannot be opened ({error.strerror}); {self._remedy}"
+                ) from None
+        elif index.sha256 != self.store.manifest.shards[shard].sha256:
+            raise ShardSetError(
+                f"{path}: its index file is of another version of the shard; {self._remedy}"
+            )
+        self._indices[shard] = index
+        if len(self._indices) > self.max_open:
+            self._indices.popitem(last=False)
         return index
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            "restore the file, or accept what is there with "
+            f"`simple-diffusion data index {self.store.root}`"
+        )
+
+
+def _check_size(path: Path, entry: Shard) -> None:
+    """Refuses a tar that is not the one of the index, whose bytes would be other samples'."""
+    size = os.stat(path).st_size
+    if size != entry.bytes:
+        raise OSError(f"it has {size} bytes, not the {entry.bytes} that the manifest says")
+
+
+def _close(tar: OpenShard, handle: ShardHandle) -> None:
+    tar.close()
+    handle.close()

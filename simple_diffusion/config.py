@@ -11,6 +11,8 @@ from typing import Literal
 
 import draccus
 
+from simple_diffusion.config_checks import require
+from simple_diffusion.config_data import DataConfig
 from simple_diffusion.diffusion import schedules, timesteps, weighting
 from simple_diffusion.diffusion.objectives import Denoising
 from simple_diffusion.diffusion.prediction import Prediction
@@ -18,10 +20,6 @@ from simple_diffusion.diffusion.samplers import SAMPLERS, Spacing
 from simple_diffusion.models.uvit import UViT
 
 Precision = Literal["fp32", "bf16"]
-
-
-class RefusedValueError(ValueError):
-    """A value of the right type that makes no sense; the message starts with its dotted key."""
 
 
 @dataclass(frozen=True)
@@ -148,30 +146,6 @@ class LogitNormalConfig(TimesConfig):
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where the images come from.
-
-    `validation_path` null means PATH/validation where that exists, else no validation. `streams`
-    and `window` set the shuffle (see data_pipelines.order); null streams chooses by shard count.
-    `max_synthetic` is the share of images made by a model that training accepts.
-    """
-
-    path: str = "data/icons_64"
-    validation_path: str | None = None
-    image_size: int = 64
-    random_crop: bool = False
-    flip: bool = False
-    streams: int | None = None
-    window: int = 4
-    workers: int = 1
-    max_bad_fraction: float = 0.01
-    max_synthetic: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require(0.0 <= self.max_synthetic <= 1.0, "data.max_synthetic must lie in [0, 1]")
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """Arguments of `models.UViT`, but for the image size. `num_classes` 0 is unconditional."""
 
@@ -209,7 +183,7 @@ class ObjectiveConfig:
     label_drop: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.label_drop < 1.0, "objective.label_drop must lie in [0, 1)")
+        require(0.0 <= self.label_drop < 1.0, "objective.label_drop must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -225,10 +199,10 @@ class OptimConfig:
     decay_images: int = 0
 
     def __post_init__(self) -> None:
-        _require(0.0 < self.lr < math.inf, "optim.lr must be positive and finite")
-        _require(self.clip_norm > 0.0, "optim.clip_norm must be positive")
-        _require(self.warmup_images >= 0, "optim.warmup_images must not be negative")
-        _require(self.decay_images >= 0, "optim.decay_images must not be negative")
+        require(0.0 < self.lr < math.inf, "optim.lr must be positive and finite")
+        require(self.clip_norm > 0.0, "optim.clip_norm must be positive")
+        require(self.warmup_images >= 0, "optim.warmup_images must not be negative")
+        require(self.decay_images >= 0, "optim.decay_images must not be negative")
 
 
 @dataclass(frozen=True)
@@ -239,14 +213,14 @@ class EmaConfig:
     every_steps: int = 1
 
     def __post_init__(self) -> None:
-        _require(len(self.lengths) > 0, "ema.lengths needs at least one length")
-        _require(
+        require(len(self.lengths) > 0, "ema.lengths needs at least one length")
+        require(
             len(set(self.lengths)) == len(self.lengths) and all(0 < s < 0.28 for s in self.lengths),
             "ema.lengths must be different and lie in (0, 0.28)",
         )
         names = {f"{length:.3f}" for length in self.lengths}
-        _require(len(names) == len(self.lengths), "ema.lengths must differ in three decimals")
-        _require(self.every_steps >= 1, "ema.every_steps must be at least 1")
+        require(len(names) == len(self.lengths), "ema.lengths must differ in three decimals")
+        require(self.every_steps >= 1, "ema.every_steps must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -263,10 +237,10 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "train.batch_size must be at least 1")
-        _require(self.total_images >= 1, "train.total_images must be at least 1")
+        require(self.batch_size >= 1, "train.batch_size must be at least 1")
+        require(self.total_images >= 1, "train.total_images must be at least 1")
         micro = self.micro_batch_size
-        _require(micro is None or micro >= 1, "train.micro_batch_size must be at least 1")
+        require(micro is None or micro >= 1, "train.micro_batch_size must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -278,10 +252,10 @@ class CheckpointConfig:
     milestone_images: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.every_images >= 1, "checkpoint.every_images must be at least 1")
-        _require(self.keep >= 1, "checkpoint.keep must be at least 1")
+        require(self.every_images >= 1, "checkpoint.every_images must be at least 1")
+        require(self.keep >= 1, "checkpoint.keep must be at least 1")
         milestone = self.milestone_images
-        _require(
+        require(
             milestone is None or milestone >= 1, "checkpoint.milestone_images must be at least 1"
         )
 
@@ -301,12 +275,12 @@ class ValidationConfig:
     wiener_images: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.every_images >= 1, "validation.every_images must be at least 1")
-        _require(self.images >= 0, "validation.images must not be negative")
-        _require(self.batch_size >= 1, "validation.batch_size must be at least 1")
+        require(self.every_images >= 1, "validation.every_images must be at least 1")
+        require(self.images >= 0, "validation.images must not be negative")
+        require(self.batch_size >= 1, "validation.batch_size must be at least 1")
         finite = all(math.isfinite(level) for level in self.logsnr)
-        _require(len(self.logsnr) > 0 and finite, "validation.logsnr needs one or more finite λ")
-        _require(
+        require(len(self.logsnr) > 0 and finite, "validation.logsnr needs one or more finite λ")
+        require(
             self.wiener_images == 0 or 10 <= self.wiener_images <= 4096,
             "validation.wiener_images must be 0 (none) or from 10 to 4096",
         )
@@ -329,12 +303,12 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         names = ", ".join(SAMPLERS)
-        _require(self.sampler in SAMPLERS, f"sampling.sampler must be one of {names}")
-        _require(self.steps >= 1, "sampling.steps must be at least 1")
-        _require(self.batch_size >= 1, "sampling.batch_size must be at least 1")
+        require(self.sampler in SAMPLERS, f"sampling.sampler must be one of {names}")
+        require(self.steps >= 1, "sampling.steps must be at least 1")
+        require(self.batch_size >= 1, "sampling.batch_size must be at least 1")
         low, high = self.guidance_interval
-        _require(low <= high, "sampling.guidance_interval must be [lowest λ, highest λ]")
-        _require(math.isfinite(self.guidance), "sampling.guidance must be finite")
+        require(low <= high, "sampling.guidance_interval must be [lowest λ, highest λ]")
+        require(math.isfinite(self.guidance), "sampling.guidance must be finite")
 
 
 @dataclass(frozen=True)
@@ -347,8 +321,8 @@ class GridConfig:
     final_num: int = 64
 
     def __post_init__(self) -> None:
-        _require(self.every_images >= 1, "grids.every_images must be at least 1")
-        _require(
+        require(self.every_images >= 1, "grids.every_images must be at least 1")
+        require(
             min(self.num, self.final_num, self.steps) >= 1,
             "grids.num, grids.final_num and grids.steps must be at least 1",
         )
@@ -370,10 +344,10 @@ class ScoresConfig:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.every_images >= 1, "scores.every_images must be at least 1")
-        _require(self.num == 0 or self.num >= 2, "scores.num must be 0 (none) or at least 2")
-        _require(self.steps is None or self.steps >= 1, "scores.steps must be at least 1")
-        _require(len(self.metrics) > 0, "scores.metrics needs at least one metric")
+        require(self.every_images >= 1, "scores.every_images must be at least 1")
+        require(self.num == 0 or self.num >= 2, "scores.num must be 0 (none) or at least 2")
+        require(self.steps is None or self.steps >= 1, "scores.steps must be at least 1")
+        require(len(self.metrics) > 0, "scores.metrics needs at least one metric")
 
 
 @dataclass(frozen=True)
@@ -384,7 +358,7 @@ class LogConfig:
     tracker: Literal["none", "tensorboard"] = "none"
 
     def __post_init__(self) -> None:
-        _require(self.every_images >= 1, "log.every_images must be at least 1")
+        require(self.every_images >= 1, "log.every_images must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -408,7 +382,7 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**32, "seed must lie in [0, 2^32)")
+        require(0 <= self.seed < 2**32, "seed must lie in [0, 2^32)")
 
 
 def build_network(model: ModelConfig, image_size: int) -> UViT:
@@ -427,8 +401,3 @@ def build_objective(config: ObjectiveConfig, schedule: schedules.Schedule) -> De
         multiscale_from=config.multiscale_from,
         correct_density=config.correct_density,
     )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise RefusedValueError(message)

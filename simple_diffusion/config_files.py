@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import draccus
 import yaml
 
-from simple_diffusion.config import RefusedValueError, RunConfig
+from simple_diffusion.config import RunConfig
+from simple_diffusion.config_checks import RefusedValueError
 
 MAX_FILE_BYTES = 1_000_000
 COMMAND_LINE = "command line"

@@ -34,6 +34,8 @@ LAW["root"] = {"cli"}  # __main__ starts the command line; __init__ is held to l
 ROOMS = {
     "simple_diffusion": "root",
     "simple_diffusion.__main__": "root",
+    "simple_diffusion.config_checks": "config",
+    "simple_diffusion.config_data": "config",
     "simple_diffusion.config_files": "config",
     "eval.evaluate": "eval_runs",
     "eval.ablate": "eval_runs",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipelines.combine import Source, combine
 from data_pipelines.manifest import Manifest
+from data_pipelines.store import is_remote
 from eval.ablate.spec import RUN, CellSpec, DataRecipe
 from simple_diffusion.training.sample_shards import sample_shards
 from simple_diffusion.training.saved_run import open_run
@@ -56,6 +57,11 @@ def check_real_images(spec: CellSpec) -> None:
     first = None if recipe is None else _first_real(recipe)
     if recipe is None or first is None:
         return
+    if spec.config.data.mix_with or is_remote(spec.config.data.path):
+        raise ValueError(
+            "generations take their real images from one shard set in a folder; set data.path to "
+            "one, and leave data.mix_with out"
+        )
     real = Path(spec.config.data.path)
     there = Manifest.load(real).num_samples
     if first + recipe.images > there:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.manifest import Manifest, ShardSetError
+from data_pipelines.manifest import ShardSetError
+from data_pipelines.store import load_manifest
 from eval.ablate.cells import Cell, unique
 from eval.ablate.generations import check_real_images
 from eval.ablate.overlays import StudyError
@@ -25,11 +26,12 @@ def check_ready(cells: Sequence[Cell]) -> None:
     for cell in unique(cells).values():
         data, reference = cell.spec.config.data, cell.spec.measure.reference
         held_out = held_out_path(data)
-        for path in (data.path, held_out, reference):
+        mixed = [one.path for one in data.mix_with]
+        for path in (data.path, *mixed, held_out, reference):
             if path is None or str(path) in missing:
                 continue
             try:
-                Manifest.load(Path(path))
+                load_manifest(path)
             except ShardSetError as error:
                 missing[str(path)] = f"  {cell.name}: {error}"
         if held_out is None and reference is None and data.path not in missing:

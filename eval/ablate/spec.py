@@ -16,7 +16,8 @@ from typing import Any
 import draccus
 import yaml
 
-from simple_diffusion.config import RefusedValueError, RunConfig
+from simple_diffusion.config import RunConfig
+from simple_diffusion.config_checks import require
 from simple_diffusion.config_files import ConfigError, decode, decode_as, read_mapping
 
 CELL = "cell.yaml"
@@ -54,14 +55,14 @@ class Measure:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        _require(len(self.metrics) > 0, "measure.metrics needs at least one metric")
-        _require(len(set(self.metrics)) == len(self.metrics), "measure.metrics names one twice")
-        _require(2 <= self.num <= 10**7, "measure.num must be from 2 to 10,000,000")
+        require(len(self.metrics) > 0, "measure.metrics needs at least one metric")
+        require(len(set(self.metrics)) == len(self.metrics), "measure.metrics names one twice")
+        require(2 <= self.num <= 10**7, "measure.num must be from 2 to 10,000,000")
         guidance = self.guidance
-        _require(guidance is None or math.isfinite(guidance), "measure.guidance must be finite")
+        require(guidance is None or math.isfinite(guidance), "measure.guidance must be finite")
         for key in ("steps", "curve_every_images", "batch_size"):
             value = getattr(self, key)
-            _require(value is None or value >= 1, f"measure.{key} must be at least 1")
+            require(value is None or value >= 1, f"measure.{key} must be at least 1")
 
     def of(self, config: RunConfig) -> "Measure":
         """The same with the config's sampling settings where this has none."""
@@ -83,8 +84,8 @@ class Budget:
     minutes: float | None = None
 
     def __post_init__(self) -> None:
-        _require(self.images is None or self.images >= 1, "budget.images must be at least 1")
-        _require(
+        require(self.images is None or self.images >= 1, "budget.images must be at least 1")
+        require(
             self.minutes is None or 0.0 < self.minutes < math.inf,
             "budget.minutes must be positive and finite",
         )
@@ -110,12 +111,12 @@ class DataRecipe:
     def __post_init__(self) -> None:
         if self.parent is not None:  # it becomes a path
             plain = len(self.parent) == ID_LENGTH and set(self.parent) <= set("0123456789abcdef")
-            _require(plain, f"data.parent must be a cell, not {self.parent!r}")
-        _require(self.loop in LOOPS, f"data.loop must be one of {', '.join(LOOPS)}")
-        _require(self.generation >= 0, "data.generation must not be negative")
+            require(plain, f"data.parent must be a cell, not {self.parent!r}")
+        require(self.loop in LOOPS, f"data.loop must be one of {', '.join(LOOPS)}")
+        require(self.generation >= 0, "data.generation must not be negative")
         orphan = self.parent is None
-        _require(orphan == (self.generation == 0), "data.parent: generation 0 alone has none")
-        _require(self.images >= 1, "data.images must be at least 1")
+        require(orphan == (self.generation == 0), "data.parent: generation 0 alone has none")
+        require(self.images >= 1, "data.images must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise RefusedValueError(message)

@@ -19,7 +19,7 @@ from eval.ablate.overlays import (
 from eval.ablate.spec import LOOPS, Budget, Measure
 from eval.features import EXTRACTORS
 from eval.metrics import METRICS
-from simple_diffusion.config import RefusedValueError
+from simple_diffusion.config_checks import RefusedValueError
 from simple_diffusion.config_files import Sources, decode_as, dotted_keys, read_mapping, read_tree
 
 KEYS = (

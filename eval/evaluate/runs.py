@@ -11,6 +11,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from data_pipelines.manifest import Manifest
+from data_pipelines.store import is_remote
 from eval.evaluate.comparison import (
     Reference,
     check_classes,
@@ -26,6 +27,7 @@ from eval.metrics import check_metrics
 from eval.parts import Images, Parts, with_progress
 from eval.statistics import KEEP
 from simple_diffusion.config import SamplingConfig
+from simple_diffusion.config_data import DataConfig
 from simple_diffusion.diffusion.generate import from_uint8
 from simple_diffusion.training.grids import save_grid
 from simple_diffusion.training.reference import alone
@@ -77,7 +79,7 @@ def evaluate_run(
     if by_class:
         check_classes(saved.data.classes, reference.root)
     if neighbours:
-        _check_training_set(Path(saved.config.data.path), reference.root)
+        _check_training_set(saved.config.data, reference.root)
     real = reference.statistics(state)
     check_enough(metrics, num, real.count)
     samples = Samples(saved, sampling, seed, state.device)
@@ -125,9 +127,16 @@ def _write(record: dict[str, Any], run_dir: Path, folder: Path) -> None:
         write_record(path, record)
 
 
-def _check_training_set(train_set: Path, reference: Path) -> None:
+def _check_training_set(data: DataConfig, reference: Path) -> None:
     """What a search for copies needs."""
-    if Manifest.load(train_set).fingerprint == Manifest.load(reference).fingerprint:
+    if data.mix_with or is_remote(data.path):
+        raise ValueError(
+            "--neighbours searches the training images, which must be one shard set in a folder; "
+            f"this run's come from {data.path}"
+            + "".join(f" and {one.path}" for one in data.mix_with)
+            + "; leave --neighbours out"
+        )
+    if Manifest.load(Path(data.path)).fingerprint == Manifest.load(reference).fingerprint:
         raise ValueError(
             f"{reference} is the training set: nearest training images tell nothing without "
             "held-out images to compare with; give others as --reference, or leave --neighbours out"

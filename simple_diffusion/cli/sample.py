@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simple_diffusion.cli.sampling_options import add_sampling_options, chosen_sampling, positive
+from simple_diffusion.cli.sampling_options import (
+    add_sampling_options,
+    chosen_sampling,
+    chosen_size,
+    height_and_width,
+    positive,
+)
 
 if TYPE_CHECKING:
     from data_pipelines.build import BuildReport
@@ -15,12 +21,14 @@ EXAMPLE = """\
 example:
   simple-diffusion sample runs/quickstart --out grid.png --num 64 --guidance 2
   simple-diffusion sample runs/quickstart --classes arrow battery --num 16 --images_dir pictures
+  simple-diffusion sample runs/quickstart --size 64x96 --out wide.png
   simple-diffusion sample runs/quickstart --shards data/synthetic --num 10000
 
 Image number i depends on the seed, i and its class alone, so the defaults draw the pictures of the
 grids made during training. A shard set has the classes of the training data, its samples are
-marked as synthetic, and it is reused if it is there and complete. What is not given is as in the
-`sampling` section of the run's config.
+marked as synthetic, and it is reused if it is there and complete. Images of another size are drawn
+along the noise schedule of the training size; the further their area is from that of the training
+images, the worse they get. What is not given is as in the `sampling` section of the run's config.
 """
 
 
@@ -42,6 +50,12 @@ def add_parser(subparsers: Any) -> None:
     add("--num", type=positive, default=64, help="number of images (default: 64)")
     add("--columns", type=positive, help="images in a row of the grid (default: about square)")
     add(
+        "--size",
+        type=height_and_width,
+        metavar="HxW",
+        help="height and width in pixels, or one number (default: as in training)",
+    )
+    add(
         "--classes",
         nargs="+",
         metavar="CLASS",
@@ -57,16 +71,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check_shards(arguments)
     saved = open_run(arguments.run, arguments.weights, arguments.checkpoint)
-    sampling = chosen_sampling(arguments, saved)
+    sampling, size = chosen_sampling(arguments, saved), chosen_size(arguments, saved)
     seed = saved.config.seed if arguments.seed is None else arguments.seed
     if arguments.shards is not None:
-        written: list[object] = [_draw_shards(arguments, saved, sampling, seed)]
+        written: list[object] = [_draw_shards(arguments, saved, sampling, seed, size)]
     else:
-        written = list(_draw_pictures(arguments, saved, sampling, seed))
+        written = list(_draw_pictures(arguments, saved, sampling, seed, size))
     guidance = f", guidance {sampling.guidance:g}" if saved.config.model.num_classes else ""
+    shape = "" if size is None else f" of {size[0]}x{size[1]}"
     print(
-        f"{arguments.num} images by {saved.weights} after {saved.images_seen} images of training: "
-        f"{sampling.sampler}, {sampling.steps} steps{guidance}, seed {seed}"
+        f"{arguments.num} images{shape} by {saved.weights} after {saved.images_seen} images of "
+        f"training: {sampling.sampler}, {sampling.steps} steps{guidance}, seed {seed}"
     )
     for one in written:
         print(one)
@@ -88,7 +103,11 @@ def _check_shards(arguments: argparse.Namespace) -> None:
 
 
 def _draw_shards(
-    arguments: argparse.Namespace, saved: "SavedRun", sampling: "SamplingConfig", seed: int
+    arguments: argparse.Namespace,
+    saved: "SavedRun",
+    sampling: "SamplingConfig",
+    seed: int,
+    size: tuple[int, int] | None,
 ) -> "BuildReport":
     from simple_diffusion.training.sample_shards import sample_shards
 
@@ -99,12 +118,17 @@ def _draw_shards(
         num=arguments.num,
         seed=seed,
         classes=arguments.classes,
+        size=size,
         overwrite=arguments.overwrite,
     )
 
 
 def _draw_pictures(
-    arguments: argparse.Namespace, saved: "SavedRun", sampling: "SamplingConfig", seed: int
+    arguments: argparse.Namespace,
+    saved: "SavedRun",
+    sampling: "SamplingConfig",
+    seed: int,
+    size: tuple[int, int] | None,
 ) -> list[Path]:
     """Draw the grid and the single files that are asked for; what was written."""
     import torch
@@ -115,7 +139,7 @@ def _draw_pictures(
     labels = image_labels(saved, arguments.classes, arguments.num, seed)
     folder, grid = arguments.images_dir, _check_outputs(arguments)
     kept = []
-    for indices, images in draw_batches(saved, sampling, labels, arguments.num, seed):
+    for indices, images in draw_batches(saved, sampling, labels, arguments.num, seed, size=size):
         if folder is not None:
             for index, image in zip(indices, images, strict=True):
                 save_grid(image[None], folder / f"{index:06d}.png")

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,6 +18,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """``HxW``, or ``N`` for a square: (height, width), for argparse."""
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be HxW or N in pixels, such as 64x96, not {text!r}")
+    return positive(match[1]), positive(match[2] or match[1])
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +74,31 @@ def chosen_sampling(arguments: argparse.Namespace, saved: "SavedRun") -> "Sampli
             raise ValueError(f"--guidance_interval {low:g} {high:g}: LO must not exceed HI")
         given["guidance_interval"] = (low, high)
     return replace(saved.config.sampling, **{k: v for k, v in given.items() if v is not None})
+
+
+def chosen_size(arguments: argparse.Namespace, saved: "SavedRun") -> tuple[int, int] | None:
+    """(height, width) of the images to draw; None for the squares that the run was trained on.
+
+    Raises:
+        ValueError: the network cannot draw images of this size.
+    """
+    side: int = saved.config.data.image_size
+    size: tuple[int, int] | None = arguments.size
+    if size is None or size == (side, side):
+        return None
+    import torch
+
+    from simple_diffusion.config import build_network
+
+    with torch.device("meta"):
+        multiple = build_network(saved.config.model, side).multiple
+    if any(length % multiple for length in size):
+        near = [max(1, round(length / multiple)) * multiple for length in size]
+        raise ValueError(
+            f"--size {size[0]}x{size[1]}: height and width must be divisible by {multiple} for the "
+            f"network of {arguments.run}; the nearest size is {near[0]}x{near[1]}"
+        )
+    return size
 
 
 def _one_of(option: str, value: str | None, choices: Iterable[str]) -> None:

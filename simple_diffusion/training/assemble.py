@@ -1,9 +1,7 @@
 """From a config to a trainer: every part gets what it uses, none gets the config."""
 
 import logging
-import math
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +9,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, set_seed
 
-from data_pipelines.loader import Loader, evaluation_loader, make_loader
+from data_pipelines.loader import Loader, evaluation_loader
 from data_pipelines.manifest import Manifest
+from data_pipelines.shard_sets import ShardSets, set_names
 from eval.features import open_extractor
 from eval.metrics import check_metrics
 from simple_diffusion.config import (
@@ -35,6 +34,13 @@ from simple_diffusion.training.sampling import SampleSettings, Sampling
 from simple_diffusion.training.scores import Scorer
 from simple_diffusion.training.state import CheckpointStore
 from simple_diffusion.training.telemetry import MetricsFile
+from simple_diffusion.training.train_data import (
+    check_classes,
+    check_synthetic,
+    image_shapes,
+    open_train_sets,
+    train_loader,
+)
 from simple_diffusion.training.trainer import Intervals, Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -82,10 +88,10 @@ def assemble(config: RunConfig) -> Trainer:
     """
     run_dir = Path(config.run_dir)
     accelerator = make_accelerator(config, run_dir)
-    train_set = Manifest.load(Path(config.data.path))
+    sets = open_train_sets(config.data)
     held_out = held_out_path(config.data)
-    _check_classes(train_set, held_out, config)
-    _check_synthetic(train_set, held_out, config)
+    check_classes(sets, held_out, config)
+    check_synthetic(sets, held_out, config)
     set_seed(config.seed)
     network = build_network(config.model, config.data.image_size).to(accelerator.device)
     check_backend(config.model.attention, accelerator.device)
@@ -93,7 +99,10 @@ def assemble(config: RunConfig) -> Trainer:
     objective = build_objective(config.objective, schedule)
     if objective.multiscale_from is not None:
         scales(config.data.image_size, objective.multiscale_from)  # refuses what does not fit
-    loader = _loader(config, accelerator)
+    shapes = image_shapes(config, network.multiple)
+    loader = train_loader(
+        config, sets, shapes, accelerator.process_index, accelerator.num_processes
+    )
     loader(0)  # an impossible order or batch is an error now, not after the first checkpoint
     if accelerator.is_main_process:
         for change in claim_run_folder(run_dir, config):
@@ -123,7 +132,7 @@ def assemble(config: RunConfig) -> Trainer:
         device=accelerator.device,
     )
     metrics = MetricsFile(run_dir / "metrics.jsonl")
-    evaluator = _evaluator(config, accelerator, metrics, network, held_out, train_set)
+    evaluator = _evaluator(config, accelerator, metrics, network, held_out, sets)
     return Trainer(
         accelerator=accelerator,
         network=network,
@@ -156,7 +165,7 @@ def assemble(config: RunConfig) -> Trainer:
         micro_batch_size=config.train.micro_batch_size,
         total_images=config.train.total_images,
         clip_norm=optim.clip_norm,
-        identity={"data": train_set.fingerprint},
+        identity={"data": sets.fingerprint},
         facts={
             "parameters": sum(p.numel() for p in network.parameters()),
             "device": _device_name(accelerator.device),
@@ -165,7 +174,8 @@ def assemble(config: RunConfig) -> Trainer:
             "precision": config.train.precision,
             "total_images": config.train.total_images,
         },
-        data=DataFacts.of(train_set, config.model.num_classes),
+        data=DataFacts.of(sets, config.model.num_classes),
+        sets=set_names([store.root for store in sets.stores]),
     )
 
 
@@ -192,39 +202,26 @@ def sample_settings(config: SamplingConfig) -> SampleSettings:
 
 
 def make_sampling(
-    config: RunConfig, network: UViT, device: torch.device, settings: SampleSettings
+    config: RunConfig,
+    network: UViT,
+    device: torch.device,
+    settings: SampleSettings,
+    size: tuple[int, int] | None = None,
 ) -> Sampling:
-    """The sampling of a run's network."""
-    size = config.data.image_size
+    """The sampling of a run's network.
+
+    Images of any `size`, (height, width), are drawn along the schedule of the training squares:
+    the network has learnt at those noise levels, and where it stands between them, no others.
+    """
+    side = config.data.image_size
     return Sampling(
-        schedule=config.schedule.build(size),
+        schedule=config.schedule.build(side),
         prediction=config.objective.prediction,
-        shape=(network.in_channels, size, size),
+        shape=(network.in_channels, *(size or (side, side))),
         null_label=null_label_of(network),
         device=device,
         settings=settings,
     )
-
-
-def _loader(config: RunConfig, accelerator: Accelerator) -> Callable[[int], Loader]:
-    def rest_of_run(images_seen: int) -> Loader:
-        return make_loader(
-            config.data.path,
-            image_size=config.data.image_size,
-            batch_size=config.train.batch_size,
-            images_seen=images_seen,
-            total_images=config.train.total_images,
-            seed=config.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            streams=config.data.streams,
-            window=config.data.window,
-            workers=config.data.workers,
-            random_crop=config.data.random_crop,
-            max_bad_fraction=config.data.max_bad_fraction,
-        )
-
-    return rest_of_run
 
 
 def _evaluator(
@@ -233,7 +230,7 @@ def _evaluator(
     metrics: MetricsFile,
     network: UViT,
     held_out: Path | None,
-    train_set: Manifest,
+    sets: ShardSets,
 ) -> Evaluator:
     size = config.data.image_size
     validation = wiener = None
@@ -255,9 +252,9 @@ def _evaluator(
 
         def wiener() -> Loader:
             return evaluation_loader(
-                config.data.path,
+                sets.stores[0],
                 image_size=size,
-                num=min(config.validation.wiener_images, train_set.num_samples),
+                num=min(config.validation.wiener_images, sets.manifests[0].num_samples),
                 batch_size=config.validation.batch_size,
                 max_bad_fraction=config.data.max_bad_fraction,
             )
@@ -270,10 +267,10 @@ def _evaluator(
         sampling=sampling,
         validation=validation,
         wiener=wiener,
-        scorer=_scorer(config, accelerator, sampling, held_out, train_set),
+        scorer=_scorer(config, accelerator, sampling, held_out, sets),
         logsnr=config.validation.logsnr,
         dtype=DTYPES[config.train.precision],
-        class_counts=train_set.class_counts,
+        class_counts=sets.class_counts,
         seed=config.seed,
         grid_num=config.grids.num,
         grid_steps=config.grids.steps,
@@ -286,7 +283,7 @@ def _scorer(
     accelerator: Accelerator,
     sampling: Sampling,
     held_out: Path | None,
-    train_set: Manifest,
+    sets: ShardSets,
 ) -> Scorer | None:
     scores = config.scores
     if not scores.num:
@@ -319,38 +316,6 @@ def _scorer(
         num=scores.num,
         steps=scores.steps,
         sampling=sampling,
-        class_counts=train_set.class_counts,
+        class_counts=sets.class_counts,
         seed=config.seed,
     )
-
-
-def _check_classes(train_set: Manifest, held_out: Path | None, config: RunConfig) -> None:
-    classes, room = len(train_set.classes), config.model.num_classes
-    if room and held_out is not None and Manifest.load(held_out).classes != train_set.classes:
-        raise RunError(
-            f"{held_out} does not have the classes of {config.data.path}, so its labels would mean "
-            "something else; build both from one source with --validation"
-        )
-    if room and classes > room:
-        raise RunError(
-            f"{config.data.path} has {classes} classes, but model.num_classes is {room}; set "
-            f"--model.num_classes={classes} (or 0 for an unconditional model)"
-        )
-
-
-def _check_synthetic(train_set: Manifest, held_out: Path | None, config: RunConfig) -> None:
-    share, most = train_set.synthetic / train_set.num_samples, config.data.max_synthetic
-    if share > most:
-        raise RunError(
-            f"{config.data.path}: {train_set.synthetic} of {train_set.num_samples} images "
-            f"({100 * share:.3g}%) were made by a model, but data.max_synthetic is {most:g}. "
-            "Models trained on the images of models lose variety and quality with every "
-            "generation; train on real images, add some with `simple-diffusion data combine`, or, "
-            f"if it is meant, set --data.max_synthetic={math.ceil(1000 * share) / 1000:g}"
-        )
-    if held_out is not None and (made := Manifest.load(held_out).synthetic):
-        raise RunError(
-            f"{held_out}: {made} of its images were made by a model. What training is measured "
-            "against must be real, or a model that copies another would seem perfect; set "
-            "data.validation_path to a set of real images"
-        )

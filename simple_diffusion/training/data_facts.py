@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.manifest import Manifest
-from simple_diffusion.config import DataConfig
+from data_pipelines.shard_sets import ShardSets
+from data_pipelines.store import is_remote
+from simple_diffusion.config_data import DataConfig
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ class DataFacts:
     class_counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, manifest: Manifest, num_classes: int) -> "DataFacts":
-        """The facts of a shard set; an unconditional model (`num_classes` 0) needs no classes."""
+    def of(cls, sets: ShardSets, num_classes: int) -> "DataFacts":
+        """The facts of shard sets; an unconditional model (`num_classes` 0) needs no classes."""
         return cls(
-            source=manifest.source,
-            licence=manifest.licence,
-            images=manifest.num_samples,
-            classes=manifest.classes if num_classes else (),
-            class_counts=manifest.class_counts if num_classes else (),
+            source=" + ".join(dict.fromkeys(manifest.source for manifest in sets.manifests)),
+            licence="; ".join(dict.fromkeys(manifest.licence for manifest in sets.manifests)),
+            images=sets.num_samples,
+            classes=sets.classes if num_classes else (),
+            class_counts=sets.class_counts if num_classes else (),
         )
 
     def to_state(self) -> dict[str, Any]:
@@ -64,8 +65,17 @@ class DataFacts:
 
 
 def held_out_path(data: DataConfig) -> Path | None:
-    """The set of held-out images of a config; None if there is none."""
+    """The set of held-out images of a config; None if there is none.
+
+    Raises:
+        ValueError: it is a URL; held-out images are few, and read again and again.
+    """
     if data.validation_path is not None:
+        if is_remote(data.validation_path):
+            raise ValueError(
+                f"data.validation_path is {data.validation_path}; held-out images are read from a "
+                "folder: copy the set to this machine and name its folder"
+            )
         return Path(data.validation_path)
     beside = Path(data.path) / "validation"
     return beside if beside.is_dir() else None

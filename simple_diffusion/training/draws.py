@@ -43,12 +43,12 @@ class Draws:
         """A training batch.
 
         Args:
-            images: uint8, (b, C, H, W), on the CPU (pinned or not).
+            images: uint8, (b, C, H, W), on the CPU (pinned or not), in any memory layout.
             labels: int64 (b,); -1 where the image has no class.
             positions: global sample numbers g, int64 (b,).
             start: images seen before this step, so that g - start is in [0, batch_size).
         """
-        x0 = from_uint8(images.to(self.device, non_blocking=True))
+        x0 = from_uint8(images.to(self.device, non_blocking=True).contiguous())
         if self.flip:
             mirrored = uniforms(self.seed, "flip", positions) < 0.5
             x0 = torch.where(mirrored.to(self.device)[:, None, None, None], x0.flip(-1), x0)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data_pipelines.loader import Batch
+from data_pipelines.dataset import Batch
 from eval.report import plot_losses, write_report
 from eval.wiener import yardstick
 from simple_diffusion.training.grids import grid_labels, save_grid

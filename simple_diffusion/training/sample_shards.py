@@ -35,6 +35,7 @@ def sample_shards(
     num: int,
     seed: int,
     classes: Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
     shard_samples: int = 1000,
     overwrite: bool = False,
     progress: bool = True,
@@ -52,6 +53,7 @@ def sample_shards(
         num: number of images.
         seed: names the set of images.
         classes: as in `image_labels`.
+        size: (height, width) of the images; None for the training squares.
         shard_samples, overwrite: as in `data_pipelines.build.write_shards`.
         progress: show a progress bar.
 
@@ -60,12 +62,12 @@ def sample_shards(
     """
     labels = image_labels(saved, classes, num, seed)
     return write_shards(
-        partial(_samples, saved, sampling, labels, num, seed, progress),
+        partial(_samples, saved, sampling, labels, num, seed, progress, size),
         out,
         source=f"drawn by the run {saved.path.resolve().name}: {saved.weights} after "
         f"{saved.images_seen} images of training",
         licence="; ".join(dict.fromkeys([*saved.data.licence.split("; "), SYNTHETIC])),
-        recipe=_recipe(saved, sampling, labels, num, seed, classes),
+        recipe=_recipe(saved, sampling, labels, num, seed, classes, size),
         classes=saved.data.classes,
         shard_samples=shard_samples,
         overwrite=overwrite,
@@ -103,6 +105,7 @@ def draw_batches(
     num: int,
     seed: int,
     *,
+    size: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> Iterator[tuple[range, Tensor]]:
     """Draws a set of images.
@@ -113,6 +116,7 @@ def draw_batches(
         labels: as `image_labels` gives them.
         num: number of images.
         seed: names the set.
+        size: (height, width) of the images; None for the training squares.
         progress: show a progress bar of sampling steps.
 
     Yields:
@@ -120,7 +124,7 @@ def draw_batches(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = saved.network(device)
-    drawer = make_sampling(saved.config, network, device, sample_settings(sampling))
+    drawer = make_sampling(saved.config, network, device, sample_settings(sampling), size)
     starts = range(0, num, sampling.batch_size)
     steps = len(starts) * sampling.steps
     with tqdm(total=steps, desc="sampling", unit="step", disable=not progress) as bar:
@@ -140,9 +144,11 @@ def _samples(
     num: int,
     seed: int,
     progress: bool,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[Sample]:
     names = saved.data.classes
-    for indices, images in draw_batches(saved, sampling, labels, num, seed, progress=progress):
+    batches = draw_batches(saved, sampling, labels, num, seed, size=size, progress=progress)
+    for indices, images in batches:
         pixels = to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy()
         for index, picture in zip(indices, pixels, strict=True):
             buffer = io.BytesIO()
@@ -168,6 +174,7 @@ def _recipe(
     num: int,
     seed: int,
     classes: Sequence[str] | None,
+    size: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """All that the images depend on, as JSON values."""
     config, settings = draccus.encode(saved.config), draccus.encode(sampling)
@@ -187,6 +194,7 @@ def _recipe(
         "seed": seed,
         "classes": None if classes is None else list(classes),
         "labels_sha256": None if labels is None else _sha256(labels.numpy().tobytes()),
+        **({} if size is None else {"size": list(size)}),
         **settings,
         "guidance": sampling.guidance if labels is not None else 1.0,
         "guidance_interval": ends,

@@ -1,6 +1,8 @@
 """Ctrl-C and the signals of schedulers, noticed at the next safe point instead of at once."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -16,11 +18,15 @@ class StopSignals:
     """Context manager that turns SIGINT, SIGTERM and SIGUSR1 into `received`.
 
     A second SIGINT raises KeyboardInterrupt at once.
+
+    Attributes:
+        received: the first signal that came, None so far.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._previous: dict[int, object] = {}
+        self._waiting = False
 
     def __enter__(self) -> "StopSignals":
         for number in STOPPING:
@@ -36,7 +42,18 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """While inside, a signal raises StopRequested at once: for waiting, not for work."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if self._waiting:
+            raise StopRequested

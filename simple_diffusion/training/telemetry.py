@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,24 @@ import psutil
 import torch
 from torch import Tensor
 
-# Fields that differ between two runs of the same thing: clocks and memory.
-TIMING_FIELDS = ("images_per_second", "data_wait", "memory_gb", "seconds")
+# Fields about remote shards, in a line only where any were read.
+REMOTE_FIELDS = (
+    "fetched_mb",
+    "shards_fetched",
+    "cache_hits",
+    "fetch_retries",
+    "checksum_failures",
+    "fetch_wait",
+)
+# Fields that differ between two runs of the same thing: clocks, memory, what came over a network.
+TIMING_FIELDS = (
+    "images_per_second",
+    "data_wait",
+    "memory_gb",
+    "seconds",
+    "read_mb_per_second",
+    *REMOTE_FIELDS,
+)
 
 
 class MetricsFile:
@@ -147,3 +163,31 @@ def memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return psutil.Process().memory_info().rss / 1e9
+
+
+def reads_of_line(reads: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """What a metrics line says of reading.
+
+    Args:
+        reads: the fields of `ReadCounts`, summed over the processes, since the last line.
+        seconds: length of that time.
+    """
+    line = {"read_mb_per_second": reads["bytes_read"] / 1e6 / seconds}
+    names = ("bytes_fetched", *REMOTE_FIELDS[1:3], "retries", "checksum_failures", "wait_seconds")
+    remote = [reads[name] for name in names]
+    if any(remote):
+        remote[0] /= 1e6
+        line |= dict(zip(REMOTE_FIELDS, remote, strict=True))
+    return line
+
+
+def data_notes(line: Mapping[str, Any]) -> str:
+    """What the progress line says of remote shards, and of what is amiss with the data."""
+    notes = {
+        "MB fetched": line.get("fetched_mb", 0),
+        "cache hits": line.get("cache_hits", 0),
+        "retries": line.get("fetch_retries", 0),
+        "wrong checksums": line.get("checksum_failures", 0),
+        "images replaced": line["replaced"],
+    }
+    return "".join(f", {count:.0f} {name}" for name, count in notes.items() if count)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data_pipelines.loader import Batch as ImageBatch
+from data_pipelines.bad_samples import BadDataError
+from data_pipelines.counts import ReadCounts
+from data_pipelines.dataset import Batch as ImageBatch
+from data_pipelines.manifest import ShardSetError
 from simple_diffusion.diffusion.objectives import Batch, Objective
 from simple_diffusion.training.data_facts import DataFacts
 from simple_diffusion.training.draws import Draws
@@ -27,7 +30,16 @@ from simple_diffusion.training.state import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
-from simple_diffusion.training.telemetry import MetricsFile, Stopwatch, Window, memory_gb
+from simple_diffusion.training.telemetry import (
+    MetricsFile,
+    Stopwatch,
+    Window,
+    data_notes,
+    memory_gb,
+    reads_of_line,
+)
+
+DataError = (ShardSetError, BadDataError)
 
 
 class TrainingError(ValueError):
@@ -70,6 +82,7 @@ class Trainer:
         identity: what a checkpoint must agree on to be continued here (data, for one).
         data: what checkpoints tell of the training set to those who sample and export.
         facts: what the first metrics line says of the run.
+        sets: names of the shard sets that are mixed, to log how often each is drawn from.
     """
 
     accelerator: Accelerator
@@ -92,12 +105,14 @@ class Trainer:
     identity: dict[str, str]
     data: DataFacts
     facts: dict[str, str | int]
+    sets: tuple[str, ...] = ()
     step: int = 0
     images_seen: int = 0
     replaced: int = 0
     _images_timed: int = 0
     _events_done: bool = False
     _saved_at: int | None = None
+    _reads: ReadCounts = field(default_factory=ReadCounts)
     _watch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
@@ -112,7 +127,8 @@ class Trainer:
             The signals object: `received` is None when training finished.
 
         Raises:
-            TrainingError: the loss is no longer finite.
+            TrainingError: the loss is no longer finite, or data cannot be had any more; for the
+                latter, the run was saved first.
             CheckpointError: a checkpoint could not be read or written.
         """
         self._resume()
@@ -120,7 +136,8 @@ class Trainer:
             try:
                 self._events(previous=max(0, self.images_seen - self.batch_size))
                 self._watch = Stopwatch(self._watch.seconds)
-                for batch in self._timed(self.loader(self.images_seen)):
+                batches = iter(self.loader(self.images_seen))
+                while (batch := self._next(batches)) is not None:
                     previous = self.images_seen
                     self._train_step(batch)
                     bar.update(self.batch_size)
@@ -129,7 +146,6 @@ class Trainer:
                         self._log(bar)
                     with self._watch.paused():
                         self._events(previous)
-                    self._check_stop()
             except StopRequested:
                 self._save()
         return self._stop
@@ -137,7 +153,7 @@ class Trainer:
     def _train_step(self, images: ImageBatch) -> None:
         torch.manual_seed(self.draws.dropout_seed(self.accelerator.process_index, self.images_seen))
         batch = self.draws.batch(images.images, images.labels, images.positions, self.images_seen)
-        self.replaced += len(images.replaced)
+        self._note(images)
         local = batch.x0.shape[0]
         parts = _split(batch, self.micro_batch_size or local)
         for number, part in enumerate(parts, start=1):
@@ -190,6 +206,7 @@ class Trainer:
             raise self._not_finite()
         elapsed, waited = self._watch.window()
         images, self._images_timed = self._images_timed, 0
+        reads = self._reads_everywhere()
         line: dict[str, Any] = {
             "kind": "train",
             "step": self.step,
@@ -201,9 +218,11 @@ class Trainer:
             "data_wait": waited,
             "memory_gb": memory_gb(self.accelerator.device),
             "seconds": self._watch.seconds,
+            **reads_of_line(reads, elapsed),
         }
         bar.set_postfix_str(
             f"loss {means['loss']:.4f}, lr {line['lr']:.1e}, data wait {100 * waited:.0f}%"
+            + data_notes(line)
         )
         if self.accelerator.is_main_process:
             self.metrics.append(line)
@@ -319,16 +338,25 @@ class Trainer:
         done = self._events_done or line.get("kind") not in ("validation", "scores")
         return at < self.images_seen or (at == self.images_seen and done)
 
-    def _check_stop(self) -> None:
-        """Raise on every process if any got a signal; all then agree which it was."""
+    def _agree(self, failed: bool) -> bool:
+        """Whether any process failed.
+
+        Raises:
+            StopRequested: on every process if any got a signal; all then agree which it was.
+        """
         if self.accelerator.num_processes > 1:
-            mine = [float(self._stop.received == number) for number in STOPPING]
+            mine = [float(self._stop.received == number) for number in STOPPING] + [float(failed)]
             counts = self._sum(torch.tensor(mine, device=self.accelerator.device)).tolist()
+            failed = counts.pop() > 0
             heard = [number for number, count in zip(STOPPING, counts, strict=True) if count]
-            if heard:  # else leave it: one may have come since the counting, for the next step
-                self._stop.received = heard[0]
-            else:
-                return
+            if not heard:  # leave it: one may have come since the counting, for the next step
+                return failed
+            self._stop.received = heard[0]
+        self._check_stop()
+        return failed
+
+    def _check_stop(self) -> None:
+        """Raise if this process got a signal."""
         if self._stop.received is not None:
             raise StopRequested
 
@@ -340,15 +368,47 @@ class Trainer:
             "look at the data, and run again"
         )
 
-    def _timed(self, batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
-        iterator = iter(batches)
-        while True:
-            before = time.perf_counter()
-            batch = next(iterator, None)
-            self._watch.waited(time.perf_counter() - before)
-            if batch is None:
-                return
-            yield batch
+    def _next(self, batches: Iterator[ImageBatch]) -> ImageBatch | None:
+        """The next batch, None after the last; all processes then agree to go on.
+
+        Raises:
+            StopRequested: a process got a signal.
+            TrainingError: a process cannot have its data; the run was saved.
+        """
+        before, batch, failure = time.perf_counter(), None, None
+        try:
+            with self._stop.interrupting():  # a server may be silent for minutes
+                batch = next(batches, None)
+        except StopRequested:
+            pass
+        except DataError as error:
+            failure = error
+        self._watch.waited(time.perf_counter() - before)
+        if self._agree(failed=failure is not None):
+            self._save()
+            what = failure or "another process cannot have its data, see its message"
+            raise TrainingError(
+                f"{what}. The run is saved at image {self.images_seen}; when the data is there "
+                "again, the same command goes on"
+            ) from failure
+        return batch
+
+    def _note(self, images: ImageBatch) -> None:
+        """Take down what a batch says of the data."""
+        self.replaced += len(images.replaced)
+        self._reads += images.counts
+        if len(self.sets) > 1:
+            drawn = images.sets.to(self.accelerator.device)
+            for number, name in enumerate(self.sets):
+                self._window.add(f"mix/{name}", (drawn == number).float())
+
+    def _reads_everywhere(self) -> dict[str, float]:
+        """What all processes read since the last metrics line."""
+        mine = asdict(self._reads)
+        self._reads = ReadCounts()
+        values = torch.tensor(list(mine.values()), dtype=torch.float64)
+        totals = self._sum(values.to(self.accelerator.device)).tolist()
+        return dict(zip(mine, totals, strict=True))
 
     def _progress_bar(self) -> tqdm:
         return tqdm(

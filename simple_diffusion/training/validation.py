@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from data_pipelines.loader import Batch
+from data_pipelines.dataset import Batch
 from simple_diffusion.diffusion.generate import from_uint8
 from simple_diffusion.diffusion.guidance import Network
 from simple_diffusion.diffusion.logsnr import match_dims

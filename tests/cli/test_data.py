@@ -49,9 +49,57 @@ def test_folder_verify_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "1 problem(s)" in capsys.readouterr().out
 
 
+def test_build_table_split_and_verify_with_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["path,class,who"]
+    for number in range(24):
+        (tmp_path / f"{number}.jpg").write_bytes(encode(photo(20, 30, number), "JPEG"))
+        rows.append(f"{number}.jpg,c{number % 2},p{number % 9}")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    build = ("build", "table", tmp_path / "t.csv")
+    form = (*build, tmp_path / "out", "--keep_bytes", "--shard_samples", "4")
+    assert run(*form, "--validation", "0.4", "--split_by", "who", "--workers", "2") == 0
+    printed = capsys.readouterr().out
+    assert "width to height: 4:3 to 2:1 24 (100%)" in printed
+    assert run("verify", tmp_path / "out", "--workers", "2") == 0
+    assert Manifest.load(tmp_path / "out").num_samples < 24
+    assert run(*build, tmp_path / "all", "--size", "10", "--shard_bytes", "20000") == 0
+    assert len(Manifest.load(tmp_path / "all").shards) > 1
+    split = ("split", tmp_path / "all", tmp_path / "two", "--validation", "0.4")
+    assert run(*split, "--shard_samples", "5") == 0
+    held = Manifest.load(tmp_path / "two" / "validation")
+    assert 0 < held.num_samples < 24
+    assert [shard.samples for shard in held.shards][:-1] == [5] * (len(held.shards) - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say how images are stored: --size"),
+        (["--keep_bytes", "--size", "8"], "--keep_bytes and --size exclude each other"),
+        (["--keep_bytes", "--quality", "8"], "--keep_bytes and --quality exclude"),
+        (["--size", "8", "--slurm", "partition=a"], "'partition' is of no use with"),
+        (["--size", "8", "--slurm", "partition"], "must be KEY=VALUE"),
+        (["--size", "8", "--slurm", "a=1", "a=2"], "--slurm a is given twice"),
+        (["--size", "8", "--workers", "0"], "workers is 0"),
+    ],
+)
+def test_bad_build_options(tmp_path: Path, options: list[str], message: str) -> None:
+    (tmp_path / "src").mkdir()
+    with pytest.raises(ValueError, match=message):
+        run("build", "tars", tmp_path / "src", tmp_path / "out", *options)
+
+
+def test_shards_have_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("build", "icons", "OUT", "--size", "8", "--shard_samples", "8", "--shard_bytes", "9")
+    assert "not allowed with" in capsys.readouterr().err
+
+
 def test_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_numbered_tars(tmp_path, [2, 3])
-    assert run("index", tmp_path) == 0
+    assert run("index", tmp_path, "--workers", "2") == 0
     assert "5 samples in 2 shards" in capsys.readouterr().out
     assert Manifest.load(tmp_path).num_samples == 5
 
@@ -95,14 +143,17 @@ def test_icons_reach_the_builder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["", "build", "build icons", "build folder", "combine", "index", "verify", "show"],
+    [
+        *("", "build", "build icons", "build folder", "build table", "build hf", "build tars"),
+        *("build imagenet", "combine", "split", "index", "verify", "show", "bench"),
+    ],
 )
 def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parser().parse_args(["data", *verb.split(), "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    example = text.split("example:\n  simple-diffusion ")[1].split()
+    example = text.split("example:\n  simple-diffusion ")[1].splitlines()[0].split()
     args = parser().parse_args(example)  # the example is itself valid
     assert callable(args.func)
 

@@ -3,6 +3,7 @@
 import argparse
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.manifest import Manifest
+from data_pipelines.shards import ShardReader
+from data_pipelines.store import open_store
 from simple_diffusion.cli.sample import add_parser
 from simple_diffusion.diffusion.generate import to_uint8
 from simple_diffusion.training import grids
@@ -115,6 +118,72 @@ class TestPictures:
         out = tmp_path / "grid.png"
         assert sample(unconditional.path, "--out", out, "--num", "3", "--columns", "3") == 0
         assert_same_pictures(tiles(out, 3), unconditional.images([0, 1, 2], None, seed=3))
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("text", "size"), [("16x32", (16, 32)), ("32x16", (32, 16)), ("24", (24, 24))]
+    )
+    def test_other_than_in_training(
+        self,
+        trained: TrainedRun,
+        tmp_path: Path,
+        text: str,
+        size: tuple[int, int],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        words = ("--images_dir", tmp_path / "images", "--num", "2", "--classes", "1")
+        assert sample(trained.path, *words, "--size", text) == 0
+        assert f"2 images of {size[0]}x{size[1]} by" in capsys.readouterr().out
+        ours = [pixels(path) for path in sorted((tmp_path / "images").iterdir())]
+        assert [picture.shape for picture in ours] == [(*size, 3)] * 2
+        # The trainer's own sampling, of the same schedule, with another shape.
+        sampling = replace(trained.trainer.evaluator.sampling, shape=(3, *size))
+        network = trained.trainer.ema.networks[trained.trainer.ema.main].eval()
+        theirs = sampling.images(network, [0, 1], torch.tensor([1, 1]), seed=3)
+        drawn = torch.from_numpy(np.stack(ours)).permute(0, 3, 1, 2)
+        assert_same_pictures(drawn, theirs)
+
+    def test_that_of_training_is_the_default(self, trained: TrainedRun, tmp_path: Path) -> None:
+        out, drawn = tmp_path / "grid.png", []
+        for words in ((), ("--size", "16"), ("--size", "16x16")):
+            assert sample(trained.path, "--out", out, "--num", "2", *words) == 0
+            drawn.append(out.read_bytes())
+        assert drawn[0] == drawn[1] == drawn[2]
+
+    def test_a_grid_of_tall_images(self, trained: TrainedRun, tmp_path: Path) -> None:
+        out = tmp_path / "grid.png"
+        words = ("--num", "3", "--columns", "2", "--size", "24x8")
+        assert sample(trained.path, "--out", out, *words) == 0
+        assert pixels(out).shape == (48, 16, 3)
+
+    def test_shards_say_it(self, trained: TrainedRun, tmp_path: Path) -> None:
+        out = tmp_path / "shards"
+        words = ("--shards", out, "--num", "2", "--steps", "2")
+        assert sample(trained.path, *words, "--size", "8x20") == 0
+        assert Manifest.load(out).recipe["size"] == [8, 20]
+        reader = ShardReader(open_store(out))
+        stored = reader.read(0, 0)
+        assert (stored.height, stored.width) == (8, 20)
+        with pytest.raises(ValueError, match=r"size: .*--overwrite"):
+            sample(trained.path, *words)
+        assert sample(trained.path, *words, "--size", "16", "--overwrite") == 0
+        assert "size" not in Manifest.load(out).recipe  # as drawn before there were other sizes
+
+    @pytest.mark.parametrize("target", ["--out", "--images_dir", "--shards"])
+    def test_the_networks_multiple(self, trained: TrainedRun, tmp_path: Path, target: str) -> None:
+        message = "--size 18x33: height and width must be divisible by 4 .* nearest size is 16x32"
+        with pytest.raises(ValueError, match=message):
+            sample(trained.path, target, tmp_path / "new" / "x.png", "--size", "18x33")
+        with pytest.raises(ValueError, match="nearest size is 4x16"):
+            sample(trained.path, target, tmp_path / "new" / "x.png", "--size", "1x16")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("text", ["0", "16x0", "16x", "x16", "-16", "16x16x3", "16.5", "a"])
+    def test_what_is_no_size(self, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            sample("run", f"--size={text}")
+        assert "--size: must be" in capsys.readouterr().err
 
 
 class TestShards:

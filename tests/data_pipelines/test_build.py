@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_pipelines import build
+from data_pipelines import build, set_folder, writer
 from data_pipelines.build import BuildReport, Rejected, Sample, write_shards
 from data_pipelines.index import index_shards
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.shards import ShardReader
+from data_pipelines.store import LocalStore
 from data_pipelines.verify import verify
 from tests.data_pipelines.samples import flat_png
 
@@ -68,7 +69,7 @@ def test_what_is_written(tmp_path: Path) -> None:
         members = tar.getmembers()
     assert [member.offset for member in members[:2]] == [0, 512 + 512]  # no extended headers
     assert {(m.mtime, m.uid, m.uname, m.gname) for m in members} == {(0, 0, "", "")}
-    sample = ShardReader(tmp_path / "set", manifest).read(2, 3)
+    sample = ShardReader(LocalStore(tmp_path / "set", manifest)).read(2, 3)
     assert (sample.key, sample.image, sample.class_) == ("folder/s23", flat_png(23), "bee")
     assert (sample.caption, sample.width, sample.height) == ("text 23", 8, 8)
     assert "25 images in 3 shard(s)" in str(report)
@@ -139,7 +140,7 @@ def test_held_out_samples(tmp_path: Path) -> None:
     assert 1 <= held.num_samples <= 15
 
     def keys(root: Path, manifest: Manifest) -> set[str]:
-        reader = ShardReader(root, manifest)
+        reader = ShardReader(LocalStore(root, manifest))
         return {reader.key(s, i) for s, e in enumerate(manifest.shards) for i in range(e.samples)}
 
     test = keys(tmp_path / "set" / "validation", held)
@@ -173,7 +174,8 @@ def test_another_recipe_is_refused_and_replaced_on_request(tmp_path: Path) -> No
         write(tmp_path / "set")
     report = write(tmp_path / "set", recipe={"a": 2}, overwrite=True)
     assert not report.reused
-    assert sorted(contents(tmp_path / "set")) == ["manifest.json", "shard-000000.tar"]
+    names = ["manifest.json", "shard-000000.index.npz", "shard-000000.tar"]
+    assert sorted(contents(tmp_path / "set")) == names
 
 
 def test_a_damaged_set_is_not_reused(tmp_path: Path) -> None:
@@ -224,14 +226,14 @@ def test_a_killed_build_does_not_look_complete(tmp_path: Path) -> None:
 
 
 def test_no_space_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = build._HashedFile.write
+    written = writer.HashedFile.write
 
     def full(self: Any, data: Any) -> int:
         if self.size > 20_000 and not self._file.closed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return written(self, data)
 
-    monkeypatch.setattr(build._HashedFile, "write", full)
+    monkeypatch.setattr(writer.HashedFile, "write", full)
     with pytest.raises(ShardSetError, match=r"set: no space left on the disk.*free some"):
         write(tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
@@ -239,7 +241,9 @@ def test_no_space_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_too_little_space_is_seen_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: usage._replace(free=20 * 2**20))
+    monkeypatch.setattr(
+        set_folder.shutil, "disk_usage", lambda path: usage._replace(free=20 * 2**20)
+    )
     monkeypatch.setattr(build, "_CHECK_EVERY", 5)
     write(tmp_path / "small", total=26)
     with pytest.raises(ShardSetError, match=r"MiB more are needed.*20 MiB free"):

@@ -12,6 +12,7 @@ from data_pipelines.combine import Source, combine
 from data_pipelines.index import index_shards
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.shards import RawSample, ShardReader
+from data_pipelines.store import LocalStore
 from data_pipelines.verify import verify
 from tests.data_pipelines.samples import encode, flat_png, photo, write_tar
 
@@ -61,7 +62,7 @@ def join(sources: Sequence[Source], out: Path, **options: bool | int) -> BuildRe
 
 def read(root: Path) -> list[RawSample]:
     manifest = Manifest.load(root)
-    reader = ShardReader(root, manifest)
+    reader = ShardReader(LocalStore(root, manifest))
     return [reader.read(s, i) for s, e in enumerate(manifest.shards) for i in range(e.samples)]
 
 
@@ -165,7 +166,7 @@ def test_same_bytes_again(real: Path, made: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert not join(sources, tmp_path / name, shard_samples=8).reused
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 6
+    assert len(names) == 11  # a manifest, and five shards with their indices
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert join(sources, tmp_path / "one", shard_samples=8).reused

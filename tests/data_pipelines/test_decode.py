@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from data_pipelines.decode import DecodeError, decode, decode_pixels, decode_upright, probe
+from data_pipelines.decode import (
+    DecodeError,
+    decode,
+    decode_into,
+    decode_pixels,
+    decode_upright,
+    probe,
+)
 from tests.data_pipelines.samples import Pixels, encode, photo, psnr
 
 
@@ -69,10 +76,10 @@ def test_progressive_jpeg() -> None:
 
 def test_jpeg_is_decoded_at_a_reduced_scale() -> None:
     data = encode(photo(512, 800), "JPEG")
-    pixels, _ = decode_pixels(data, covering=100)
+    pixels, _ = decode_pixels(data, covering=(100, 100))
     assert pixels.shape == (128, 200, 3)  # 2/8: the next, 1/8, would leave 64 rows
     assert decode_pixels(data, covering=None)[0].shape == (512, 800, 3)
-    assert decode_pixels(data, covering=600)[0].shape == (512, 800, 3)
+    assert decode_pixels(data, covering=(600, 600))[0].shape == (512, 800, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -95,6 +102,59 @@ def test_orientation(orientation: int, crop: tuple[float, float]) -> None:
     whole = decode_upright(jpeg, 1000)
     assert tuple(whole.shape[1:]) == upright_image.size[::-1]
     assert psnr(to_array(whole), np.asarray(upright_image)) > 35
+
+
+def by_pillow_shaped(data: bytes, height: int, width: int, crop: tuple[float, float]) -> Pixels:
+    """Full decode, then the largest part of the shape, resampled by Pillow."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    scale = min(image.height / height, image.width / width)
+    rows, columns = round(height * scale), round(width * scale)
+    top, left = round((image.height - rows) * crop[1]), round((image.width - columns) * crop[0])
+    part = image.crop((left, top, left + columns, top + rows))
+    return np.asarray(part.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("shape", [(48, 80), (80, 48), (64, 64), (16, 96), (200, 300)])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("crop", [(0.5, 0.5), (0.0, 1.0)])
+def test_any_shape(shape: tuple[int, int], orientation: int, crop: tuple[float, float]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(photo(160, 240))
+    png = save(stored, "PNG", exif=exif)
+    image = decode(png, shape, crop=crop)
+    assert image.shape == (3, *shape)
+    assert image.is_contiguous()
+    expected = by_pillow_shaped(png, *shape, crop)
+    assert np.abs(to_array(image).astype(int) - expected.astype(int)).max() <= 2
+    jpeg = save(stored, "JPEG", exif=exif, quality=95, subsampling=0)
+    assert psnr(to_array(decode(jpeg, shape, crop=crop)), expected) > 34
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("source", [(64, 48), (160, 240), (48, 64)])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_into_memory_of_any_layout(form: str, source: tuple[int, int], orientation: int) -> None:
+    """One of the sizes is the result's own, which JPEG is decoded straight into."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(Image.fromarray(photo(*source)), form, exif=exif)
+    expected = decode(data, (64, 48), crop=(0.3, 0.8))
+    channels_last = torch.zeros((2, 64, 48, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    for out in (channels_last[1], torch.zeros((3, 64, 48), dtype=torch.uint8)):
+        decode_into(data, out, crop=(0.3, 0.8))
+        assert out.equal(expected)
+    assert not channels_last[0].any()
+    if form == "JPEG":
+        with pytest.raises(DecodeError):
+            decode_into(data[: len(data) // 2], channels_last[0])
+
+
+def test_reduced_scale_covers_both_sides() -> None:
+    """1/8 of 512 x 800 is 64 x 100: enough rows for 60 x 110, but too few columns."""
+    data = encode(photo(512, 800), "JPEG")
+    assert decode_pixels(data, covering=(60, 100))[0].shape == (64, 100, 3)
+    assert decode_pixels(data, covering=(60, 110))[0].shape == (128, 200, 3)
 
 
 def test_crop_position() -> None:

@@ -1,6 +1,7 @@
 """Icons: what is drawn, where the colours come from, and the set as a whole."""
 
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,18 @@ import pytest
 from PIL import Image
 
 from data_pipelines import icons
-from data_pipelines.icons import ICON_SETS, build_icons, draw_icon, find_icons, tile_colour
+from data_pipelines.icons import (
+    ICON_SETS,
+    IconSource,
+    build_icons,
+    draw_icon,
+    find_icons,
+    tile_colour,
+)
+from data_pipelines.sample import Sample
 from data_pipelines.shards import ShardReader
+from data_pipelines.sources.base import Item
+from data_pipelines.store import LocalStore
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">{}</svg>'
 WORDS = [f"word{number}" for number in range(500)]
@@ -105,7 +116,7 @@ def test_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.manifest.licence == ICON_SETS["octicons"].licence
     assert report.validation is not None
     assert report.manifest.num_samples + report.validation.num_samples == 40
-    sample = ShardReader(tmp_path / "a", report.manifest).read(0, 0)
+    sample = ShardReader(LocalStore(tmp_path / "a", report.manifest)).read(0, 0)
     assert (sample.extension, sample.width, sample.height) == ("png", 32, 32)
     icon = next(icon for icon in everything if icon.key == sample.key)
     assert (sample.class_, sample.caption) == (icon.class_, icon.caption)
@@ -114,6 +125,21 @@ def test_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.reused
     with pytest.raises(ValueError, match=r"size: 32 -> 64.*--overwrite"):
         build_icons(tmp_path / "a", size=64, sets=["octicons"], validation=0.2, progress=False)
+
+
+def test_source_draws_what_it_lists(tmp_path: Path) -> None:
+    source = pickle.loads(pickle.dumps(IconSource(32, ("octicons", "simple"), 3)))
+    items = [item for item in source.items() if isinstance(item, Item)]
+    icons_found = find_icons(["octicons", "simple"], 3)
+    assert [item.key for item in items] == [icon.key for icon in icons_found]
+    for item, icon in list(zip(items, icons_found, strict=True))[::300]:
+        sample = source.sample(item)
+        assert isinstance(sample, Sample)
+        assert (sample.key, sample.class_, sample.caption) == (icon.key, icon.class_, icon.caption)
+        scale = ICON_SETS[icon.set_name].scale
+        assert sample.image == draw_icon(
+            icon.path.read_text(encoding="utf-8"), tile_colour(icon.class_), 32, scale
+        )
 
 
 @pytest.mark.parametrize("sets", [["nope"], [], ["material", "material"]])

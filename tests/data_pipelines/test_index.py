@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.aspects import aspect_bins
 from data_pipelines.index import index_shards
 from data_pipelines.manifest import Manifest, ShardSetError
-from tests.data_pipelines.samples import flat_png, write_numbered_tars, write_tar
+from data_pipelines.shard_index import IMAGE, ShardIndex, index_path
+from tests.data_pipelines.samples import encode, flat_png, photo, write_numbered_tars, write_tar
 
 PNG = flat_png(1)
 
@@ -116,3 +118,57 @@ def test_nothing_to_index(tmp_path: Path) -> None:
     with pytest.raises(ShardSetError, match=r"b\.tar: not a whole"):
         index_shards(tmp_path, progress=False)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_index_files(tmp_path: Path) -> None:
+    stated = b'{"width": 30, "height": 20}'
+    silly = b'{"width": 4294967297, "height": 20}'
+    members = [
+        ("a.png", encode(photo(9, 7))),  # by its header
+        ("b.jpg", encode(photo(20, 30), "JPEG")),
+        ("b.json", stated),
+        ("c.png", PNG),
+        ("c.json", silly),
+        ("d.json", stated),  # no image
+        ("e.png", b"text"),
+    ]
+    write_tar(tmp_path / "deep" / "a.tar", members)
+    report = index_shards(tmp_path, progress=False)
+    (shard,) = report.manifest.shards
+    path = tmp_path / "deep" / "a.tar"
+    index = ShardIndex.load(index_path(path), tar_bytes=shard.bytes)
+    assert hashlib.sha256(index_path(path).read_bytes()).hexdigest() == shard.index
+    assert index.sha256 == shard.sha256
+    assert [index.key(i) for i in range(5)] == list("abcde")
+    assert index.widths.tolist() == [7, 30, 8, 0, 0]
+    assert index.heights.tolist() == [9, 20, 8, 0, 0]
+    offset, size = index.places[1, IMAGE]
+    assert path.read_bytes()[offset : offset + size] == members[1][1]
+    bins = aspect_bins(index.widths, index.heights).tolist()
+    assert dict(shard.aspects) == {number: bins.count(number) for number in bins}
+    assert [(error.key, error.reason.split()[0]) for error in report.bad] == [
+        ("d", "no"),
+        ("e", "not"),
+    ]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_change_nothing(tmp_path: Path, workers: int) -> None:
+    for name in ("one", "many"):
+        write_numbered_tars(tmp_path / name, [3, 4, 5], {4: b"text"})
+    one = index_shards(tmp_path / "one", progress=False)
+    many = index_shards(tmp_path / "many", workers=workers, progress=False)
+    assert str(many).replace("many", "one") == str(one)
+    for path in (tmp_path / "one").iterdir():
+        there = path.read_bytes().replace(b"folder one", b"folder many")
+        assert (tmp_path / "many" / path.name).read_bytes() == there
+    assert len(list((tmp_path / "one").iterdir())) == 7
+
+
+def test_a_damaged_tar_of_many(tmp_path: Path) -> None:
+    write_numbered_tars(tmp_path, [3, 4, 5])
+    (tmp_path / "set-001.tar").write_bytes(b"damaged")
+    with pytest.raises(ShardSetError, match=r"set-001\.tar: not a whole"):
+        index_shards(tmp_path, workers=2, progress=False)
+    with pytest.raises(ValueError, match="workers is 0"):
+        index_shards(tmp_path, workers=0, progress=False)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_pipelines.bad_samples import BadDataError
+from data_pipelines.dataset import Batch
 from data_pipelines.index import index_shards
-from data_pipelines.loader import BadDataError, Batch, Loader, evaluation_loader, make_loader
+from data_pipelines.loader import Loader, evaluation_loader, make_loader
 from data_pipelines.manifest import ShardSetError
 from data_pipelines.order import Order
 from tests.data_pipelines.samples import encode, flat_png, photo, write_numbered_tars, write_tar
@@ -241,7 +243,9 @@ def test_a_shard_that_changes_its_count(tmp_path: Path, workers: int) -> None:
     write_numbered_tars(tmp_path, [3])
     index_shards(tmp_path, progress=False)
     text = (tmp_path / "manifest.json").read_text()
-    (tmp_path / "manifest.json").write_text(text.replace('"samples": 3', '"samples": 4'))
+    (tmp_path / "manifest.json").write_text(
+        text.replace('"samples": 3', '"samples": 4').replace('"0": 3', '"0": 4')
+    )
     with pytest.raises(ShardSetError, match="holds 3 samples") as caught:
         list(loader(tmp_path, batch_size=4, workers=workers))
     assert "Traceback" not in str(caught.value)

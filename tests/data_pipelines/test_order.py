@@ -1,6 +1,8 @@
 """The order against a literal, slow reading of its definition, and its promises."""
 
+import hashlib
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -88,6 +90,63 @@ def test_ranks_share_the_step_between_them(
     shards, indices = order.locate(whole.positions)
     assert shards.tolist() == whole.shards.tolist()
     assert indices.tolist() == whole.indices.tolist()
+
+
+def test_golden_order() -> None:
+    # Runs in progress go by this order: it may never change.
+    order = Order([7, 11, 2, 0, 5, 9, 3, 13, 4, 6], seed=42, streams=4, window=2)
+    numbers = np.array([0, 1, 2, 3, 17, 44, 59, 60, 61, 119, 600, 1234567])
+    shards, indices = order.locate(numbers)
+    assert shards.tolist() == [4, 5, 9, 7, 5, 5, 7, 5, 4, 8, 4, 2]
+    assert indices.tolist() == [2, 3, 5, 0, 8, 1, 3, 0, 2, 3, 4, 0]
+    piece = order.rank_batch(52, 16, 1, 2)
+    assert piece.positions.tolist() == [54, 55, 56, 57, 58, 59, 63, 67]
+    assert piece.shards.tolist() == [1, 7, 7, 1, 1, 7, 7, 7]
+    assert piece.indices.tolist() == [5, 4, 12, 2, 0, 3, 8, 6]
+
+
+def test_golden_digest() -> None:
+    order = Order(range(1, 200), seed=7)
+    shards, indices = order.locate(np.arange(3 * 19900))
+    content = shards.astype("<i8").tobytes() + indices.astype("<i8").tobytes()
+    assert hashlib.sha256(content).hexdigest().startswith("f99daa069a3c551fd6f1637254d36274")
+
+
+def test_one_set_without_buckets() -> None:
+    order = Order([5, 6], seed=0)
+    piece = order.rank_batch(4, 4, 1, 2)
+    assert piece.sets.tolist() == [0, 0]
+    assert piece.bucket == -1
+    assert order.used(13, 4).tolist() == [13]
+
+
+def test_orders_dealt_alike_meet_the_same_shards() -> None:
+    # Other samples in them and other permutations of those, but the shards in the same order.
+    one = Order([4] * 32, seed=1, streams=2, window=1, deal_seed=9)
+    other = Order([2] * 32, seed=2, streams=2, window=1, deal_seed=9)
+    for epoch in range(3):
+        met = one.locate(epoch * 128 + np.arange(0, 128, 2))[0].reshape(16, 4)
+        assert (met == met[:, :1]).all()
+        assert other.locate(epoch * 64 + np.arange(0, 64, 4))[0].tolist() == met[:, 0].tolist()
+    assert (
+        one.locate(np.arange(128))[1].tolist()
+        != Order([4] * 32, seed=3, streams=2, window=1, deal_seed=9)
+        .locate(np.arange(128))[1]
+        .tolist()
+    )
+
+
+def test_threads_may_share_an_order() -> None:
+    order = Order([50] * 32, seed=0, streams=16, window=1)
+    expected = [order.locate(np.arange(s, s + 64)) for s in range(0, 6400, 64)]
+    shared = Order([50] * 32, seed=0, streams=16, window=1)
+
+    def find(step: int) -> bool:
+        return np.array_equal(shared.locate(np.arange(64 * step, 64 * step + 64)), expected[step])
+
+    steps = [*range(100), *reversed(range(100))]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(find, steps))
 
 
 def test_a_rank_reads_its_own_streams_only() -> None:

@@ -12,7 +12,9 @@ import webdataset
 
 from data_pipelines.index import index_shards
 from data_pipelines.manifest import Manifest, Shard, ShardSetError
-from data_pipelines.shards import SampleError, ShardReader, TarIndex, split_name
+from data_pipelines.shard_index import split_name
+from data_pipelines.shards import OpenShard, SampleError, ShardReader
+from data_pipelines.store import LocalStore
 from tests.data_pipelines.samples import flat_png, write_numbered_tars, write_tar
 
 PNG = flat_png(7)
@@ -46,7 +48,7 @@ def test_members_of_a_key_need_not_be_neighbours(tmp_path: Path) -> None:
         ("README", b"belongs to nothing"),
     ]
     write_tar(tmp_path / "a.tar", members)
-    index = TarIndex(tmp_path / "a.tar")
+    index = OpenShard(tmp_path / "a.tar")
     assert [index.key(number) for number in range(len(index))] == ["a", "b", "c/d"]
     a, b, c = (index.read(number, "a.tar") for number in range(3))
     assert (a.image, a.extension, a.class_, a.caption) == (PNG, "png", "cat", "A")
@@ -68,14 +70,14 @@ def test_members_of_a_key_need_not_be_neighbours(tmp_path: Path) -> None:
         ([("k.png", PNG), ("k.json", b'{"width": "8"}')], "its width is '8'"),
         ([("k.png", PNG), ("k.json", b'{"synthetic": 1}')], "its synthetic is a int"),
         ([("k.png", PNG), ("k.json", b" " * (2**20 + 1))], "the limit for its kind"),
-        ([("k.png", PNG), ("k.png", PNG)], "'k.png' appears twice"),
-        ([("k.png", PNG), ("k.json", b"{}"), ("k.json", b"{}")], "'k.json' appears twice"),
+        ([("k.png", PNG), ("k.png", PNG)], "appears twice"),
+        ([("k.png", PNG), ("k.json", b"{}"), ("k.json", b"{}")], "appears twice"),
     ],
 )
 def test_bad_samples(tmp_path: Path, members: list[tuple[str, bytes]], reason: str) -> None:
     write_tar(tmp_path / "a.tar", members)
     with pytest.raises(SampleError, match=reason) as caught:
-        TarIndex(tmp_path / "a.tar").read(0, "some/a.tar")
+        OpenShard(tmp_path / "a.tar").read(0, "some/a.tar")
     assert (caught.value.shard, caught.value.key) == ("some/a.tar", "k")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
@@ -120,12 +122,12 @@ def test_damaged_tars(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "bad.tar"
     path.write_bytes(data)
     with pytest.raises(ShardSetError, match=r"bad\.tar"):
-        TarIndex(path)
+        OpenShard(path)
 
 
 def test_an_intact_tar_passes(tmp_path: Path) -> None:
     (tmp_path / "good.tar").write_bytes(whole_tar())
-    assert len(TarIndex(tmp_path / "good.tar")) == 2
+    assert len(OpenShard(tmp_path / "good.tar")) == 2
 
 
 def test_reads_what_webdataset_writes(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_reads_what_webdataset_writes(tmp_path: Path) -> None:
     manifest = index_shards(tmp_path, progress=False).manifest
     assert [shard.samples for shard in manifest.shards] == [2, 2, 1]
     assert manifest.classes == ("0", "1", "2", "3", "4")
-    reader = ShardReader(tmp_path, manifest)
+    reader = ShardReader(LocalStore(tmp_path, manifest))
     sample = reader.read(1, 1)
     assert (sample.key, sample.class_, sample.caption) == ("s3", 3, "text 3")
     assert sample.image == flat_png(3)
@@ -162,7 +164,7 @@ def test_reads_img2dataset_layout(tmp_path: Path) -> None:
     (tmp_path / "00000_stats.json").write_text("{}")
     manifest = index_shards(tmp_path, progress=False).manifest
     assert (manifest.num_samples, manifest.classes) == (2, ())
-    reader = ShardReader(tmp_path, manifest)
+    reader = ShardReader(LocalStore(tmp_path, manifest))
     assert reader.read(0, 0).caption == "a cat"
     assert reader.read(0, 0).width == 8
     assert reader.read(0, 1).caption == "ein Hund"
@@ -175,13 +177,13 @@ def test_count_must_be_the_manifests(tmp_path: Path) -> None:
     shard = Shard(good.path, 4, good.bytes, good.sha256)
     manifest = Manifest((shard,), (), (), "", "")
     with pytest.raises(ShardSetError, match=r"holds 3 samples but the manifest says 4.*data index"):
-        ShardReader(tmp_path, manifest).read(0, 0)
+        ShardReader(LocalStore(tmp_path, manifest)).read(0, 0)
 
 
 def test_few_open_files(tmp_path: Path) -> None:
     write_numbered_tars(tmp_path, [1] * 6)
     manifest = index_shards(tmp_path, progress=False).manifest
-    reader = ShardReader(tmp_path, manifest, max_open=2)
+    reader = ShardReader(LocalStore(tmp_path, manifest), max_open=2)
     for shard in (0, 1, 2, 0, 5, 4, 0):
         assert reader.read(shard, 0).key == f"{shard:05d}"
         assert len(reader._open) <= 2
@@ -194,4 +196,4 @@ def test_few_open_files(tmp_path: Path) -> None:
 def test_missing_shard(tmp_path: Path) -> None:
     manifest = Manifest((Shard("gone.tar", 1, 1, "0" * 64),), (), (), "", "")
     with pytest.raises(ShardSetError, match=r"gone\.tar: cannot be opened \(No such file"):
-        ShardReader(tmp_path, manifest).read(0, 0)
+        ShardReader(LocalStore(tmp_path, manifest)).read(0, 0)

@@ -1,12 +1,17 @@
 """Verifying: silent on a sound set, and every kind of damage is found."""
 
+import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipelines.index import index_shards
-from data_pipelines.manifest import ShardSetError
+from data_pipelines.manifest import Manifest, ShardSetError
+from data_pipelines.shard_index import ShardIndex
 from data_pipelines.verify import verify
 from tests.data_pipelines.samples import flat_png, write_numbered_tars, write_tar
 
@@ -88,3 +93,89 @@ def test_synthetic_samples_are_counted(tmp_path: Path, stated: int) -> None:
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(ShardSetError, match=r"manifest\.json: missing"):
         verify(tmp_path, progress=False)
+
+
+def reindexed(root: Path, change: Callable[[ShardIndex], ShardIndex]) -> None:
+    """Replaces the first index file by another, and says so in the manifest."""
+    manifest = Manifest.load(root)
+    shard = manifest.shards[0]
+    path = root / "set-000.index.npz"
+    digest = change(ShardIndex.load(path, tar_bytes=shard.bytes)).save(path)
+    shards = (replace(shard, index=digest), *manifest.shards[1:])
+    replace(manifest, shards=shards).save(root)
+
+
+def moved(index: ShardIndex) -> ShardIndex:
+    places = index.places.copy()
+    places[1, 0, 0] += 512
+    return replace(index, places=places)
+
+
+def renamed(index: ShardIndex) -> ShardIndex:
+    return replace(index, keys=index.keys.replace(b"00002", b"00009"))
+
+
+def wider(index: ShardIndex) -> ShardIndex:
+    widths = index.widths.copy()
+    widths[2] = 16
+    return replace(index, widths=widths)
+
+
+def of_another(index: ShardIndex) -> ShardIndex:
+    return replace(index, sha256=hashlib.sha256(b"another").hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("change", "problems"),
+    [
+        (moved, ["set-000.index.npz: not what is in the shard"]),
+        (renamed, ["set-000.index.npz: not what is in the shard"]),
+        (of_another, ["set-000.index.npz: of another version of the shard"]),
+        (
+            wider,
+            [
+                "set-000.index.npz: other aspect ratios than the manifest says",
+                "set-000.tar: sample '00002': 8 x 8 pixels; the index says 16 x 8",
+            ],
+        ),
+    ],
+)
+def test_index_files(root: Path, change: Any, problems: list[str]) -> None:
+    reindexed(root, lambda index: index)
+    assert verify(root, progress=False).sound
+    reindexed(root, change)
+    assert [p.removeprefix(f"{root}/") for p in verify(root, progress=False).problems] == problems
+
+
+def test_damaged_index_files(root: Path) -> None:
+    path = root / "set-000.index.npz"
+    data = bytearray(path.read_bytes())
+    at = data.index(bytes.fromhex(Manifest.load(root).shards[0].sha256))
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert f"{path}: its checksum is not the manifest's" in verify(root, progress=False).problems
+    path.write_bytes(b"PK")
+    assert f"{path}: its checksum is not the manifest's" in verify(root, progress=False).problems
+    path.unlink()
+    (problem,) = verify(root, progress=False).problems
+    assert problem == f"{path}: cannot be read (No such file or directory)"
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_every_damage_is_found_by_any_number_of_workers(tmp_path: Path, workers: int) -> None:
+    write_numbered_tars(tmp_path, [2, 3, 4, 5, 6], bad={6: b"text", 13: flat_png(1)[:40]})
+    index_shards(tmp_path, progress=False)
+    (tmp_path / "set-000.tar").unlink()
+    (tmp_path / "set-001.index.npz").unlink()
+    path = tmp_path / "set-004.tar"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    (tmp_path / "set-003.tar").write_bytes((tmp_path / "set-003.tar").read_bytes()[:3000])
+    one = verify(tmp_path, progress=False)
+    assert len(one.problems) >= 6
+    found = "\n".join(one.problems)
+    names = ("000.tar", "001.index.npz", "002.tar: sample '00006'", "003.tar", "004.tar")
+    places = [found.index(f"set-{name}") for name in names]
+    assert places == sorted(places)
+    assert verify(tmp_path, workers=workers, progress=False) == one

@@ -16,6 +16,7 @@ from torch import Tensor
 from data_pipelines.build import BuildReport
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.shards import RawSample, ShardReader
+from data_pipelines.store import LocalStore
 from data_pipelines.verify import verify
 from simple_diffusion.diffusion.generate import to_uint8
 from simple_diffusion.training import sample_shards as module
@@ -44,7 +45,7 @@ def draw(saved: SavedRun, out: Path, **options: Any) -> BuildReport:
 
 
 def read(report: BuildReport) -> list[RawSample]:
-    reader = ShardReader(report.out, report.manifest)
+    reader = ShardReader(LocalStore(report.out, report.manifest))
     counts = [shard.samples for shard in report.manifest.shards]
     return [reader.read(s, i) for s, count in enumerate(counts) for i in range(count)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipelines.loader import Batch
+from data_pipelines.dataset import Batch
 from simple_diffusion.diffusion.prediction import PREDICTIONS, Prediction, convert
 from simple_diffusion.training.signals import StopRequested
 from simple_diffusion.training.validation import validation_mse

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simple_diffusion.diffusion.guidance import Network
 from simple_diffusion.diffusion.logsnr import at_least_float32, match_dims
-from simple_diffusion.diffusion.multiscale import multiscale_loss
+from simple_diffusion.diffusion.multiscale import multiscale_loss, side_length
 from simple_diffusion.diffusion.objectives.base import Batch, Losses
 from simple_diffusion.diffusion.prediction import Prediction, diffuse, error_factor, target
 from simple_diffusion.diffusion.schedules import Schedule
@@ -30,7 +30,7 @@ class Denoising:
         weighting: λ -> weight of that error.
         times: the distribution that the batch's t were drawn from.
         multiscale_from: coarsest scale of the multiscale loss in pixels; None for plain MSE.
-            The sum is multiplied by the image's shorter side, so that the finest scale has weight
+            The sum is multiplied by the image's side √(H·W), so that the finest scale has weight
             1 and gradient clipping means the same with and without it.
         correct_density: multiply by -(dλ/dt)/p(t).
     """
@@ -61,6 +61,7 @@ class Denoising:
         mse = error.square().mean(dim=(1, 2, 3))
         measured = mse
         if self.multiscale_from is not None:
-            measured = min(error.shape[-2:]) * multiscale_loss(error, self.multiscale_from)
+            side = side_length(*error.shape[-2:])
+            measured = side * multiscale_loss(error, self.multiscale_from)
         terms = {f"{self.loss}_mse": mse.detach()}
         return Losses(self.weights(batch.t) * measured, terms)

@@ -266,3 +266,18 @@ def test_multiscale_from_the_image_side_is_plain_mse() -> None:
     torch.testing.assert_close(single, plain, rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="power of two"):
         Denoising(Cosine(), multiscale_from=3)(network, batch())
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8), (4, 16)])
+def test_the_finest_scale_of_a_rectangle_has_weight_one(shape: tuple[int, int]) -> None:
+    # A checkerboard vanishes when it is pooled, so that only the finest scale counts.
+    rows, columns = shape
+    board = (-1.0) ** (torch.arange(rows)[:, None] + torch.arange(columns)).double()
+    data = Batch(
+        torch.zeros(1, 3, *shape, dtype=torch.float64),
+        torch.zeros(1, 3, *shape, dtype=torch.float64),
+        torch.tensor([0.5], dtype=torch.float64),
+    )
+    losses = Denoising(Cosine(), multiscale_from=4)(lambda z, *_: board.expand(z.shape), data)
+    assert losses.loss.item() == pytest.approx(losses.terms["eps_mse"].item(), rel=1e-12, abs=0.0)
+    assert losses.loss.item() > 0.1

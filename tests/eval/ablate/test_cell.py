@@ -123,9 +123,10 @@ def test_a_chain_of_generations(config: RunConfig, tmp_path: Path) -> None:
 def keys(root: Path) -> set[str]:
     """The real samples of a set, by the keys that they had at first."""
     from data_pipelines.shards import ShardReader
+    from data_pipelines.store import LocalStore
 
     manifest = Manifest.load(root)
-    reader = ShardReader(root, manifest, max_open=1)
+    reader = ShardReader(LocalStore(root, manifest), max_open=1)
     found = (
         reader.read(shard, index)
         for shard, size in enumerate(manifest.shards)
