@@ -23,10 +23,10 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.bucket_order import BucketOrder
 from data_pipelines.hashing import uniforms
-from data_pipelines.mixture import Mixture, reversed_bits, set_seed
-from data_pipelines.order import Order
+from data_pipelines.order.bucket_order import BucketOrder
+from data_pipelines.order.mixture import Mixture, reversed_bits, set_seed
+from data_pipelines.order.order import Order
 
 AnyOrder = Order | Mixture | BucketOrder
 Ints = NDArray[np.int64]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.hashing import permutation
-from data_pipelines.order import Order
+from data_pipelines.order.order import Order
 
 Ints = NDArray[np.int64]
 

@@ -19,7 +19,7 @@ from data_pipelines.dataset import ShardDataset, channels_last
 from data_pipelines.decode import DecodeError, decode, decode_pixels, fit
 from data_pipelines.loader import Loader, StepSampler
 from data_pipelines.manifest import ShardSetError
-from data_pipelines.order import Order, Piece
+from data_pipelines.order.order import Order, Piece
 from data_pipelines.selection import Selection
 from data_pipelines.shards import RawSample, SampleError, ShardReader
 from data_pipelines.store import open_store

@@ -12,7 +12,7 @@ from data_pipelines.counts import ReadCounts
 from data_pipelines.decode import DecodeError, decode_into
 from data_pipelines.hashing import uniforms
 from data_pipelines.manifest import ShardSetError
-from data_pipelines.order import Piece
+from data_pipelines.order.order import Piece
 from data_pipelines.selection import Selection
 from data_pipelines.shards import RawSample, SampleError, ShardReader
 

@@ -10,16 +10,16 @@ from torch.utils.data import DataLoader, Sampler
 
 from data_pipelines.bad_samples import BadSamples
 from data_pipelines.dataset import Batch, ShardDataset, as_is
+from data_pipelines.loader_worker import start_worker
 from data_pipelines.manifest import ShardSetError
-from data_pipelines.node_locks import allowed_open_files
-from data_pipelines.order import Order, Piece, StepOrder, default_streams
-from data_pipelines.prefetch import Prefetcher
-from data_pipelines.run_order import run_order, select
+from data_pipelines.order.order import Order, Piece, StepOrder, default_streams
+from data_pipelines.order.run_order import run_order, select
+from data_pipelines.remote.node_locks import allowed_open_files
+from data_pipelines.remote.prefetch import Prefetcher
 from data_pipelines.selection import Selection
 from data_pipelines.shard_sets import ShardSets
 from data_pipelines.shards import ShardReader
 from data_pipelines.store import ShardStore, check_working_set, open_store
-from data_pipelines.worker import start_worker
 
 _EVALUATION_SEED = 0
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.combine import merged_classes
+from data_pipelines.build.combine import merged_classes
 from data_pipelines.manifest import Manifest
-from data_pipelines.order import Piece
-from data_pipelines.prefetch import Prefetcher
+from data_pipelines.order.order import Piece
+from data_pipelines.remote.prefetch import Prefetcher
 from data_pipelines.store import CacheSettings, ShardStore, open_store
 
 

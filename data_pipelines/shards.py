@@ -4,7 +4,8 @@ import json
 import mmap
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data_pipelines.store import ShardHandle, ShardStore
 
 MAX_TEXT_BYTES = 2**20
 MAX_IMAGE_BYTES = 2**28
+_TOLD = {"class", "caption", "width", "height", "synthetic"}  # what has a place of its own
 
 
 class SampleError(ValueError):
@@ -46,6 +48,7 @@ class RawSample:
         width: Width in pixels as stated by the metadata, where stated.
         height: Height likewise.
         synthetic: Whether the metadata says that a model made the image.
+        fields: What else the metadata says (JSON values).
     """
 
     key: str
@@ -56,6 +59,13 @@ class RawSample:
     width: int | None
     height: int | None
     synthetic: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def value(self, name: str) -> Any:
+        """Any field of the metadata by its name there; None where it is not."""
+        own = {"class": self.class_, "caption": self.caption, "synthetic": self.synthetic}
+        own |= {"width": self.width, "height": self.height}
+        return own[name] if name in own else self.fields.get(name)
 
 
 class OpenShard:
@@ -136,7 +146,14 @@ class OpenShard:
         synthetic = document.get("synthetic")
         if synthetic is not None and not isinstance(synthetic, bool):
             raise ValueError(f"its synthetic is a {type(synthetic).__name__}, not true or false")
-        return {"class_": class_, "caption": caption, **size, "synthetic": bool(synthetic)}
+        others = {name: value for name, value in document.items() if name not in _TOLD}
+        return {
+            "class_": class_,
+            "caption": caption,
+            **size,
+            "synthetic": bool(synthetic),
+            "fields": others,
+        }
 
     def _class_member(self, index: int) -> str | int | None:
         encoded = self._bytes(index, CLS, MAX_TEXT_BYTES)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from data_pipelines.cache import Cache, CacheSettings
-from data_pipelines.cache_files import Held, Part
 from data_pipelines.counts import ReadCounts
 from data_pipelines.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardSetError
-from data_pipelines.remote import Clock, Limits, Stop, fetch, fetch_bytes, never
-from data_pipelines.remote_source import is_url, join_url, shown
+from data_pipelines.remote.cache import Cache, CacheSettings
+from data_pipelines.remote.cache_files import Held, Part
+from data_pipelines.remote.fetch import Clock, Limits, Stop, fetch, fetch_bytes, never
+from data_pipelines.remote.request import is_url, join_url, shown
 from data_pipelines.shard_index import INDEX_SUFFIX, MAX_INDEX_BYTES, ShardIndex, index_path
 
 logger = logging.getLogger(__name__)

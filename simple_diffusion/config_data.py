@@ -63,8 +63,8 @@ class DataConfig:
     Sets are folders or URLs (s3://, gs://, https://). `mix_with` are further sets to draw from; the
     share of each is its weight over the sum of all. `validation_path` null means PATH/validation
     where that is a folder, else no validation. `streams` and `window` set the shuffle (see
-    data_pipelines.order); null streams chooses by shard count. `max_synthetic` is the share of
-    images made by a model that training accepts.
+    data_pipelines.order.order); null streams chooses by shard count. `max_synthetic` is the share
+    of images made by a model that training accepts.
     """
 
     path: str = "data/icons_64"

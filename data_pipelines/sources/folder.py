@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.folder import ImageFile, find_images, read_labels
 from data_pipelines.sample import Rejected, Sample
 from data_pipelines.sources.base import Item
+from data_pipelines.sources.listing import ImageFile, find_images, read_labels
 from data_pipelines.sources.reading import file_digests, read_image, stored_sample
 from data_pipelines.sources.scan import cut, scan_all, without_duplicates
-from data_pipelines.storage import ANY, ORIGINAL, Filters, Storage
+from data_pipelines.sources.storage import ANY, ORIGINAL, Filters, Storage
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from data_pipelines.sources.reading import (
     text_or_none,
 )
 from data_pipelines.sources.scan import cut, scan_all, without_duplicates
-from data_pipelines.storage import ANY, ORIGINAL, Filters, Storage
+from data_pipelines.sources.storage import ANY, ORIGINAL, Filters, Storage
 
 _BATCH = 1024
 _CACHED = ("_rows", "_images", "_columns", "_label_names", "classes")

@@ -21,7 +21,7 @@ from data_pipelines.sources.imagenet_labels import (
     read_synsets,
 )
 from data_pipelines.sources.reading import read_image, stored_sample
-from data_pipelines.storage import ANY, ORIGINAL, Filters, Storage
+from data_pipelines.sources.storage import ANY, ORIGINAL, Filters, Storage
 
 _TRAIN = re.compile(r"(n\d{8})_\w+", re.ASCII)
 _CACHED = ("_listing", "_truth", "_names")

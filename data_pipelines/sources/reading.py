@@ -1,5 +1,6 @@
 """What the sources share: reading one image, turning it into a sample, and making plain keys."""
 
+import errno
 import hashlib
 import os
 import re
@@ -12,11 +13,23 @@ from data_pipelines.decode import DecodeError, probe
 from data_pipelines.sample import Rejected, Sample
 from data_pipelines.shards import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from data_pipelines.sources.base import Item
-from data_pipelines.storage import Filters, Storage
+from data_pipelines.sources.storage import Filters, Storage
 
 MAX_KEY = 80  # a ustar name holds 100 bytes, extension included
 MAX_FIELD = MAX_TEXT_BYTES // 4
 _MAX_CLASS_NUMBER = 2**16
+# Errors of the item itself. All others may pass (a network disk that is away, no memory): to leave
+# the item out would make the set depend on the day it was built.
+ITS_OWN_ERRORS = {
+    None,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 
 
 def stored_sample(
@@ -30,6 +43,9 @@ def stored_sample(
         read: Reads its bytes; may raise OSError or DecodeError.
         storage: How it is stored.
         filters: Which are wanted.
+
+    Raises:
+        OSError: It cannot be read now, though perhaps later.
     """
     reason = refuse_text(item) or filters.refuse_caption(item.caption)
     if reason is not None:
@@ -46,6 +62,8 @@ def stored_sample(
     except DecodeError as error:
         return Rejected(name, f"unreadable image: {error}")
     except OSError as error:
+        if error.errno not in ITS_OWN_ERRORS:
+            raise
         return Rejected(name, f"unreadable file: {error.strerror or error}")
     return Sample(item.key, *stored, item.class_, item.caption)
 
@@ -80,12 +98,20 @@ def read_image(path: Path) -> bytes:
 
 
 def file_digests(paths: Iterable[Path]) -> list[str | None]:
-    """SHA-256 of each file; None for one that cannot be read, which `read_image` will tell of."""
+    """SHA-256 of each file; None for one that is refused, which `read_image` will tell of.
+
+    Raises:
+        OSError: One cannot be read now, though perhaps later.
+    """
     digests: list[str | None] = []
     for path in paths:
         try:
             digests.append(hashlib.sha256(read_image(path)).hexdigest())
-        except (OSError, DecodeError):
+        except DecodeError:
+            digests.append(None)
+        except OSError as error:
+            if error.errno not in ITS_OWN_ERRORS:
+                raise
             digests.append(None)
     return digests
 

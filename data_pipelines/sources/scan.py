@@ -5,11 +5,9 @@ again at the parts that were done.
 """
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from data_pipelines.sample import Rejected
 from data_pipelines.sources.base import Item
+from data_pipelines.workers import Tick, run_tasks
 
 P = TypeVar("P")
 PART = 1024  # items whose digests are one part
@@ -57,34 +56,23 @@ def scan_all(
         title: Its title.
 
     Raises:
-        ValueError: A worker was killed.
+        ShardSetError: A part cannot be looked at, or its processes died.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=len(parts), desc=title, unit=" parts", disable=None if progress else True)
-    with bar:
-        if workers <= 1:
-            for number, part in enumerate(parts):
-                scan_part(folder, number, look, part)
-                bar.update()
-            return
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            waiting = [
-                pool.submit(scan_part, folder, number, look, part)
-                for number, part in enumerate(parts)
-            ]
-            try:
-                for future in as_completed(waiting):
-                    future.result()
-                    bar.update()
-            except BrokenProcessPool:
-                raise ValueError(
-                    f"{title}: a worker was killed, most likely for want of memory; the same "
-                    "command goes on from there, with fewer --workers perhaps"
-                ) from None
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    with tqdm(
+        total=len(parts), desc=title, unit=" parts", disable=None if progress else True
+    ) as bar:
+        run_tasks(
+            partial(_scan_numbered, folder, look),
+            list(enumerate(parts)),
+            workers=workers,
+            name=lambda task: f"{title}, part {task[0]}",
+            on_result=lambda task, result: bar.update(),
+        )
+
+
+def _scan_numbered(folder: Path, look: Callable[[P], Any], task: tuple[int, P], tick: Tick) -> None:
+    scan_part(folder, task[0], look, task[1])
 
 
 def cut(listing: Iterable[Item | Rejected]) -> Iterator[tuple[list[Item | Rejected], list[Item]]]:

@@ -23,7 +23,7 @@ from data_pipelines.sources.reading import (
 )
 from data_pipelines.sources.rows import Row, column_names, read_rows, table_kind
 from data_pipelines.sources.scan import cut, scan_all, without_duplicates
-from data_pipelines.storage import ANY, ORIGINAL, Filters, Storage
+from data_pipelines.sources.storage import ANY, ORIGINAL, Filters, Storage
 
 _BLOCK = 2**20
 

@@ -7,7 +7,6 @@ and caption are kept, and whether a model made it; other fields are not.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -17,7 +16,6 @@ from typing import Any
 from data_pipelines.decode import DecodeError, probe
 from data_pipelines.manifest import MANIFEST_NAME, Manifest
 from data_pipelines.sample import Rejected, Sample
-from data_pipelines.shard_index import JSON
 from data_pipelines.shards import OpenShard, RawSample, SampleError
 from data_pipelines.sources.base import Item
 from data_pipelines.sources.reading import (
@@ -27,7 +25,7 @@ from data_pipelines.sources.reading import (
     text_or_none,
 )
 from data_pipelines.sources.scan import Duplicates, scan_all, scan_part
-from data_pipelines.storage import ANY, ORIGINAL, Filters, Storage
+from data_pipelines.sources.storage import ANY, ORIGINAL, Filters, Storage
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,8 @@ class TarSource:
             return Rejected(name, f"unknown class: {class_[:200]!r} is not in the manifest")
         item = replace(item, class_=class_, caption=raw.caption or None)
         stored = stored_sample(item, name, lambda: raw.image, self.storage, self.filters)
-        if isinstance(stored, Sample) and raw.synthetic:
-            return replace(stored, synthetic=True)
+        if isinstance(stored, Sample):
+            return replace(stored, synthetic=raw.synthetic, fields=raw.fields)
         return stored
 
     @cached_property
@@ -162,23 +160,22 @@ class TarSource:
         """Looks through one tar: its classes, and [index, key, digest, group, reason] of each."""
         path = self.folder / self._tars[number]
         tar, samples, classes = OpenShard(path), [], set[str]()
-        with open(path, "rb") as file:
-            for index in range(len(tar)):
-                digest = group = reason = None
-                try:
-                    raw = tar.read(index, path.name)
-                    reason = self._refuse(raw)
-                    if reason is None and self.drop_duplicates:
-                        digest = hashlib.sha256(raw.image).hexdigest()
-                    if reason is None and self.group is not None:
-                        group = _field(file.fileno(), tar, index, self.group)
-                    if reason is None and raw.class_ is not None:
-                        classes.add(str(raw.class_))
-                except SampleError as error:
-                    reason = f"unusable sample: {error.reason}"
-                except ValueError as error:
-                    reason = str(error)
-                samples.append([index, tar.key(index), digest, group, reason])
+        for index in range(len(tar)):
+            digest = group = reason = None
+            try:
+                raw = tar.read(index, path.name)
+                reason = self._refuse(raw)
+                if reason is None and self.drop_duplicates:
+                    digest = hashlib.sha256(raw.image).hexdigest()
+                if reason is None and self.group is not None:
+                    group = text_or_none(raw.value(self.group), self.group)
+                if reason is None and raw.class_ is not None:
+                    classes.add(str(raw.class_))
+            except SampleError as error:
+                reason = f"unusable sample: {error.reason}"
+            except ValueError as error:
+                reason = str(error)
+            samples.append([index, tar.key(index), digest, group, reason])
         tar.close()
         return {"classes": sorted(classes), "samples": samples}
 
@@ -199,14 +196,6 @@ def _tars(folder: Path) -> Iterator[Path]:
                 yield from _tars(path)
         elif path.suffix == ".tar" and not path.name.startswith("."):
             yield path
-
-
-def _field(file: int, tar: OpenShard, index: int, name: str) -> str | None:
-    """A field of a sample's JSON, whose form has been checked."""
-    offset, size = (int(value) for value in tar.index.places[index, JSON])
-    if offset < 0:
-        return None
-    return text_or_none(json.loads(os.pread(file, size, offset)).get(name), name)
 
 
 def _open(path: Path) -> OpenShard:

@@ -10,10 +10,10 @@ import torch
 from accelerate import PartialState
 
 from data_pipelines.decode import DecodeError, decode
-from data_pipelines.folder import find_images
 from data_pipelines.loader import evaluation_loader
 from data_pipelines.manifest import MANIFEST_NAME, Manifest
 from data_pipelines.shards import MAX_IMAGE_BYTES
+from data_pipelines.sources.listing import find_images
 from eval.evaluate.comparison import Reference, check_enough, compare, key_of
 from eval.evaluate.processes import start_processes
 from eval.metrics import check_metrics

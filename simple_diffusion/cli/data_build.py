@@ -191,7 +191,7 @@ def _add_columns(parser: argparse.ArgumentParser, classes: str, captions: str) -
 
 
 def _icons(args: argparse.Namespace) -> int:
-    from data_pipelines.icons import IconSource
+    from data_pipelines.sources.icons import IconSource
 
     sets = tuple(name.strip() for name in args.sets.split(","))
     return _build(args, IconSource(args.size, sets, args.min_class))
@@ -263,7 +263,7 @@ def _path(name: str | None) -> Path | None:
 
 
 def _build(args: argparse.Namespace, source: "ImageSource") -> int:
-    from data_pipelines.build_set import build_set
+    from data_pipelines.build.build_set import build_set
 
     by_group = getattr(args, "split_by", None) is not None
     print(build_set(source, args.out, split_by_group=by_group, **build_options(args)))

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from data_pipelines.storage import Filters, Storage
+    from data_pipelines.sources.storage import Filters, Storage
 
 SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -172,7 +172,7 @@ def _add_limits(group: Any, limits: _Limits) -> None:
 
 
 def _storage(args: argparse.Namespace) -> "Storage":
-    from data_pipelines.storage import Storage
+    from data_pipelines.sources.storage import Storage
 
     if args.size is None and args.format is None and not args.keep_bytes:
         raise ValueError("say how images are stored: --size PIXELS, --keep_bytes or --format")
@@ -184,7 +184,7 @@ def _storage(args: argparse.Namespace) -> "Storage":
 
 
 def _filters(args: argparse.Namespace) -> "Filters":
-    from data_pipelines.storage import Filters
+    from data_pipelines.sources.storage import Filters
 
     names = (*_SIZE_LIMITS, *_CAPTION_LIMITS)
     return Filters(**{name: getattr(args, name, None) for name in names})

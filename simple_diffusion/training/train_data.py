@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipelines.buckets import bucket_shapes
 from data_pipelines.loader import Loader, make_loader
 from data_pipelines.manifest import Manifest
+from data_pipelines.order.buckets import bucket_shapes
 from data_pipelines.shard_sets import ShardSets, WeightedSet
 from data_pipelines.store import CacheSettings
 from simple_diffusion.config import RunConfig

@@ -14,8 +14,8 @@ from PIL import Image
 from data_pipelines.index import index_shards
 from data_pipelines.loader import evaluation_loader
 from data_pipelines.sources.folder import FolderSource
+from data_pipelines.sources.storage import Storage
 from data_pipelines.sources.tars import TarSource
-from data_pipelines.storage import Storage
 from tests.data_pipelines.samples import encode, photo
 from tests.data_pipelines.sources.sets import build, pixels, read_all
 

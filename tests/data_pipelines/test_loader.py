@@ -16,7 +16,7 @@ from data_pipelines.dataset import Batch
 from data_pipelines.index import index_shards
 from data_pipelines.loader import Loader, evaluation_loader, make_loader
 from data_pipelines.manifest import ShardSetError
-from data_pipelines.order import Order
+from data_pipelines.order.order import Order
 from tests.data_pipelines.samples import encode, flat_png, photo, write_numbered_tars, write_tar
 
 COUNTS = [7, 0, 11, 2, 13, 5, 8, 4]

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from fsspec.config import conf, set_conf_env
 
-from data_pipelines import remote_source
-from data_pipelines.cache import CacheSettings
 from data_pipelines.counts import ReadCounts
 from data_pipelines.manifest import Manifest, ShardSetError
-from data_pipelines.remote import Limits, ShardFetchError
+from data_pipelines.remote import request as remote_source
+from data_pipelines.remote.cache import CacheSettings
+from data_pipelines.remote.fetch import Limits, ShardFetchError
 from data_pipelines.shard_index import index_path
 from data_pipelines.store import (
     LocalStore,
@@ -30,8 +30,8 @@ from data_pipelines.store import (
     load_manifest,
     open_store,
 )
-from tests.data_pipelines.hostile_server import Fault, HostileServer
-from tests.data_pipelines.remote_sets import random_set, sample_set
+from tests.data_pipelines.remote.hostile_server import Fault, HostileServer
+from tests.data_pipelines.remote.remote_sets import random_set, sample_set
 
 pytest.importorskip("aiohttp")
 

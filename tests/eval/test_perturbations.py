@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.perturbations import CHANGES
-from data_pipelines.icons import build_icons
 from data_pipelines.loader import evaluation_loader
+from data_pipelines.sources.icons import build_icons
 from eval.features import open_extractor
 from eval.metrics import score
 from eval.statistics import describe

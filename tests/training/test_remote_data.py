@@ -9,7 +9,7 @@ from data_pipelines.manifest import Manifest
 from simple_diffusion.config_files import load_config
 from simple_diffusion.training.assemble import assemble
 from simple_diffusion.training.trainer import TrainingError
-from tests.data_pipelines.hostile_server import Fault, HostileServer
+from tests.data_pipelines.remote.hostile_server import Fault, HostileServer
 from tests.training.runs import metrics, train
 
 pytest.importorskip("aiohttp")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from data_pipelines.manifest import Manifest
+from data_pipelines.shard_sets import ShardSets
 from simple_diffusion.training.data_facts import DataFacts
 from simple_diffusion.training.grids import class_labels, grid_labels
 from simple_diffusion.training.run_folder import RunError
@@ -165,7 +166,7 @@ class TestDataFacts:
         assert json.loads(json.dumps(facts.to_state())) == STATES
 
     def test_an_unconditional_model_needs_no_classes(self, tiny_shards: Path) -> None:
-        facts = DataFacts.of(Manifest.load(tiny_shards), 0)
+        facts = DataFacts.of(ShardSets.of(tiny_shards), 0)
         assert (facts.classes, facts.class_counts) == ((), ())
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training and its data: mixtures, aspect buckets, data that cannot be had, signals while waiting."""
+"""Training and its data: mixtures, buckets, data that cannot be had, signals while waiting."""
 
 import io
 import os
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.build import Sample, write_shards
+from data_pipelines.build.stream import Sample, write_shards
 from data_pipelines.dataset import Batch
 from data_pipelines.manifest import Manifest, ShardSetError
 from simple_diffusion.config_files import load_config

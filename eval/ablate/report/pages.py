@@ -161,7 +161,7 @@ def markdown(text: str) -> str:
     text = text.replace("://", ":&#47;&#47;").replace("@", "&#64;")
     text = re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE)
     # What would start a list or underline a heading at the beginning of a line.
-    return re.sub(r"^(\d*)([-+.)]\s|[-+=]+$)", r"\1\\\2", text)
+    return re.sub(r"^(\d*)([-+.)](?:\s|$)|[-+=]+$)", r"\1\\\2", text)
 
 
 def _one_line(text: str) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.build_report import BuildReport
+from data_pipelines.build.report import BuildReport
 from data_pipelines.shards import RawSample
 from data_pipelines.sources.folder import FolderSource
-from data_pipelines.storage import Filters, Storage
+from data_pipelines.sources.storage import Filters, Storage
 from tests.data_pipelines.samples import encode, photo, psnr
 from tests.data_pipelines.sources import sets
 from tests.data_pipelines.sources.sets import listed, read_all, refused, tree_bytes

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.sample import Rejected
 from data_pipelines.sources import huggingface
 from data_pipelines.sources.huggingface import HuggingFaceSource
-from data_pipelines.storage import Filters
+from data_pipelines.sources.storage import Filters
 from tests.data_pipelines.samples import encode, photo
 from tests.data_pipelines.sources.sets import build, listed, read_all, refused, tree_bytes
 

@@ -48,7 +48,7 @@ def test_workers_that_finish_and_workers_that_are_killed(tmp_path: Path) -> None
     options = {"progress": False, "title": "numbers"}
     scan_all(tmp_path / "a", square, range(5), workers=2, **options)  # type: ignore[arg-type]
     assert [scan_part(tmp_path / "a", n, die, n) for n in range(5)] == [0, 1, 4, 9, 16]
-    with pytest.raises(ValueError, match="numbers: a worker was killed"):
+    with pytest.raises(ValueError, match=r"numbers, part \d: the worker that made it ended"):
         scan_all(tmp_path / "b", die, range(3), workers=2, **options)  # type: ignore[arg-type]
 
 

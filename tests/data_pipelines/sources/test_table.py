@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.sources.rows import read_rows
+from data_pipelines.sources.storage import Filters, Storage
 from data_pipelines.sources.table import TableSource
-from data_pipelines.storage import Filters, Storage
 from tests.data_pipelines.samples import encode, photo
 from tests.data_pipelines.sources.sets import build, listed, read_all, refused, tree_bytes
 

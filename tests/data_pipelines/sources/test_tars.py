@@ -9,8 +9,8 @@ import pytest
 
 from data_pipelines.index import index_shards
 from data_pipelines.sample import Rejected
+from data_pipelines.sources.storage import Filters, Storage
 from data_pipelines.sources.tars import TarSource
-from data_pipelines.storage import Filters, Storage
 from tests.data_pipelines.samples import encode, photo, write_tar
 from tests.data_pipelines.sources.sets import build, listed, read_all, refused, tree_bytes
 
