@@ -1,6 +1,6 @@
 """Images per second from shards to batches: ours, webdataset and megatron-energon, and the limit.
 
-    python benchmarks/data.py --images PHOTOS --energon ENV/bin/python     # about 7 minutes
+    python benchmarks/data.py --images PHOTOS --energon ENV/bin/python --plot docs/data_speed.png
 
 Every photograph's centre square is scaled to 512 and to 1024 pixels (Pillow LANCZOS; one that is
 smaller is enlarged, which leaves it soft but makes files of usual size) and stored as JPEG of
@@ -182,6 +182,36 @@ def show(figures: Figures, workers: list[int]) -> None:
                     print(f"| ours / {rival} | " + " | ".join(row) + " |")
 
 
+def plot(figures: Figures, path: Path) -> None:
+    """Draws the medians of images per second, one panel for each pair of sizes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(name for *_, name in figures))
+    pairs = list(dict.fromkeys((stored, size) for stored, size, *_ in figures))
+    figure, panels = pyplot.subplots(1, len(pairs), figsize=(10, 2.8), layout="constrained")
+    for panel, (stored, size) in zip(panels, pairs, strict=True):
+        counts = sorted({count for at, to, count, _ in figures if (at, to) == (stored, size)})
+        for place, name in enumerate(names):
+            bars = {
+                at: statistics.median(run["images"] / run["seconds"] for run in runs)
+                for at, count in enumerate(counts)
+                if (runs := figures.get((stored, size, count, name)))
+            }
+            at = [where + (place - (len(names) - 1) / 2) * 0.8 / len(names) for where in bars]
+            panel.bar(at, list(bars.values()), 0.8 / len(names), label=name)
+        panel.set_title(f"{stored}px JPEG to {size}px", fontsize=9)
+        panel.set_xticks(range(len(counts)), [str(count) for count in counts], fontsize=8)
+        panel.set_xlabel("workers", fontsize=8)
+        panel.tick_params(axis="y", labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("images/s", fontsize=8)
+    panels[0].legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
 def speed(runs: list[dict[str, float]] | None) -> str:
     """Medians of the runs of one cell."""
     if runs is None:
@@ -216,6 +246,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=1.2, help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--plot", type=Path, help="also draw a picture, here")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -225,7 +256,10 @@ def main() -> None:
             sets["energon"] = {
                 side: for_energon(path, args.energon) for side, path in usual.items()
             }
-        show(measure(args, sets), args.workers)
+        figures = measure(args, sets)
+    show(figures, args.workers)
+    if args.plot:
+        plot(figures, args.plot)
 
 
 if __name__ == "__main__":
