@@ -31,7 +31,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from data_pipelines.build.stream import Sample, write_shards
+from data_pipelines.building.stream import Sample, write_shards
 
 STORED, SIZES = (512, 1024), (256, 512)
 SHARDS = 4

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.build.combine import merged_classes
+from data_pipelines.building.combine import merged_classes
 from data_pipelines.manifest import Manifest
 from data_pipelines.order.order import Piece
 from data_pipelines.remote.prefetch import Prefetcher

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_pipelines.build.stream import Sample, write_shards
+from data_pipelines.building.stream import Sample, write_shards
 
 CLASSES = ("circle", "square", "stripe")
 

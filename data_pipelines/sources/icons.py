@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.build.build_set import build_set
-from data_pipelines.build.report import BuildReport
+from data_pipelines.building.build_set import build_set
+from data_pipelines.building.report import BuildReport
 from data_pipelines.sample import Rejected, Sample
 from data_pipelines.sources.base import Item
 

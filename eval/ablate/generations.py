@@ -7,7 +7,7 @@ The three loops are those of Alemohammad et al., "Self-Consuming Generative Mode
 
 from pathlib import Path
 
-from data_pipelines.build.combine import Source, combine
+from data_pipelines.building.combine import Source, combine
 from data_pipelines.manifest import Manifest
 from data_pipelines.store import is_remote
 from eval.ablate.spec import RUN, CellSpec, DataRecipe

@@ -263,7 +263,7 @@ def _path(name: str | None) -> Path | None:
 
 
 def _build(args: argparse.Namespace, source: "ImageSource") -> int:
-    from data_pipelines.build.build_set import build_set
+    from data_pipelines.building.build_set import build_set
 
     by_group = getattr(args, "split_by", None) is not None
     print(build_set(source, args.out, split_by_group=by_group, **build_options(args)))

@@ -121,7 +121,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 def _combine(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from data_pipelines.build.combine import Source, combine
+    from data_pipelines.building.combine import Source, combine
 
     sources = []
     for word in args.sources:
@@ -138,7 +138,7 @@ def _combine(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> int:
-    from data_pipelines.build.split import split
+    from data_pipelines.building.split import split
 
     print(split(args.src, args.out, field=args.field, **build_options(args)))
     return 0
@@ -154,7 +154,7 @@ def _index(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from data_pipelines.build.stream import VALIDATION
+    from data_pipelines.building.stream import VALIDATION
     from data_pipelines.manifest import MANIFEST_NAME
     from data_pipelines.verify import verify
 

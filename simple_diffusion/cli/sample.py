@@ -13,7 +13,7 @@ from simple_diffusion.cli.sampling_options import (
 )
 
 if TYPE_CHECKING:
-    from data_pipelines.build.stream import BuildReport
+    from data_pipelines.building.stream import BuildReport
     from simple_diffusion.config import SamplingConfig
     from simple_diffusion.training.saved_run import SavedRun
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data_pipelines.build.stream import BuildReport, Sample, write_shards
+from data_pipelines.building.stream import BuildReport, Sample, write_shards
 from data_pipelines.index import checksum
 from simple_diffusion.config import SamplingConfig
 from simple_diffusion.diffusion.generate import to_uint8
@@ -54,11 +54,11 @@ def sample_shards(
         seed: names the set of images.
         classes: as in `image_labels`.
         size: (height, width) of the images; None for the training squares.
-        shard_samples, overwrite: as in `data_pipelines.build.stream.write_shards`.
+        shard_samples, overwrite: as in `data_pipelines.building.stream.write_shards`.
         progress: show a progress bar.
 
     Raises:
-        ValueError: unknown classes, or as in `data_pipelines.build.stream.write_shards`.
+        ValueError: unknown classes, or as in `data_pipelines.building.stream.write_shards`.
     """
     labels = image_labels(saved, classes, num, seed)
     return write_shards(

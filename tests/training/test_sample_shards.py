@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.build.stream import BuildReport
+from data_pipelines.building.stream import BuildReport
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.shards import RawSample, ShardReader
 from data_pipelines.store import LocalStore

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.build.stream import Sample, write_shards
+from data_pipelines.building.stream import Sample, write_shards
 from data_pipelines.dataset import Batch
 from data_pipelines.manifest import Manifest, ShardSetError
 from simple_diffusion.config_files import load_config

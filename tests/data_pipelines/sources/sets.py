@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipelines.build.build_set import build_set
-from data_pipelines.build.report import BuildReport
+from data_pipelines.building.build_set import build_set
+from data_pipelines.building.report import BuildReport
 from data_pipelines.sample import Rejected
 from data_pipelines.shards import RawSample, ShardReader
 from data_pipelines.sources.base import ImageSource, Item

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.build.report import BuildReport
+from data_pipelines.building.report import BuildReport
 from data_pipelines.shards import RawSample
 from data_pipelines.sources.folder import FolderSource
 from data_pipelines.sources.storage import Filters, Storage

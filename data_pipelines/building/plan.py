@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.build.make_shard import read_sample
-from data_pipelines.build.report import Tally
-from data_pipelines.build.set_folder import PLAN_NAME, VALIDATION, key_hash, share_of
-from data_pipelines.build.tasks import TASKS, TRAIN, Task, TaskFiles, write_atomically
-from data_pipelines.build.writer import check_key
+from data_pipelines.building.make_shard import read_sample
+from data_pipelines.building.report import Tally
+from data_pipelines.building.set_folder import PLAN_NAME, VALIDATION, key_hash, share_of
+from data_pipelines.building.tasks import TASKS, TRAIN, Task, TaskFiles, write_atomically
+from data_pipelines.building.writer import check_key
 from data_pipelines.sample import Rejected
 from data_pipelines.sources.base import ImageSource, Item
 

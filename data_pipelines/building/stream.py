@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.build.report import BuildReport, Tally
-from data_pipelines.build.set_folder import (
+from data_pipelines.building.report import BuildReport, Tally
+from data_pipelines.building.set_folder import (
     PLAN_NAME,
     VALIDATION,
     check_room,
@@ -25,7 +25,7 @@ from data_pipelines.build.set_folder import (
     remove_set,
     share_of,
 )
-from data_pipelines.build.writer import ShardWriter, Written, manifest_of, shard_name
+from data_pipelines.building.writer import ShardWriter, Written, manifest_of, shard_name
 from data_pipelines.manifest import ShardSetError
 from data_pipelines.progress import progress_bar
 from data_pipelines.sample import Rejected, Sample

@@ -5,9 +5,9 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from data_pipelines.build.report import Tally, kind_of
-from data_pipelines.build.tasks import RESULTS, SET, Task, read_items, write_atomically
-from data_pipelines.build.writer import ShardWriter, Written
+from data_pipelines.building.report import Tally, kind_of
+from data_pipelines.building.tasks import RESULTS, SET, Task, read_items, write_atomically
+from data_pipelines.building.writer import ShardWriter, Written
 from data_pipelines.decode import DecodeError
 from data_pipelines.manifest import Shard, ShardSetError
 from data_pipelines.sample import Rejected, Sample

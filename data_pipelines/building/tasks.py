@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from data_pipelines.build.set_folder import VALIDATION
-from data_pipelines.build.writer import shard_name
+from data_pipelines.building.set_folder import VALIDATION
+from data_pipelines.building.writer import shard_name
 from data_pipelines.sources.base import Item
 
 TRAIN = "train"

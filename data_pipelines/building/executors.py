@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from data_pipelines.build.make_shard import make_shard
-from data_pipelines.build.tasks import Task
+from data_pipelines.building.make_shard import make_shard
+from data_pipelines.building.tasks import Task
 from data_pipelines.sources.base import ImageSource
 from data_pipelines.workers import Tick, check_workers, run_tasks
 
@@ -80,7 +80,7 @@ def make_executor(
     """
     check_workers(workers)
     if name == "slurm":
-        from data_pipelines.build.slurm import SlurmExecutor
+        from data_pipelines.building.slurm import SlurmExecutor
 
         return SlurmExecutor(folder, workers, slurm_options)
     if name != "local":

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_pipelines.build.report import EXAMPLES, Tally, kind_of
+from data_pipelines.building.report import EXAMPLES, Tally, kind_of
 from data_pipelines.sample import Rejected, Sample
 
 

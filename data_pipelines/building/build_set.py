@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.build.executors import make_executor
-from data_pipelines.build.make_shard import read_result
-from data_pipelines.build.plan import Cut, Plan, make_plan
-from data_pipelines.build.report import BuildReport, Tally
-from data_pipelines.build.set_folder import (
+from data_pipelines.building.executors import make_executor
+from data_pipelines.building.make_shard import read_result
+from data_pipelines.building.plan import Cut, Plan, make_plan
+from data_pipelines.building.report import BuildReport, Tally
+from data_pipelines.building.set_folder import (
     VALIDATION,
     check_room,
     check_share,
@@ -28,16 +28,16 @@ from data_pipelines.build.set_folder import (
     partial_folder,
     remove_set,
 )
-from data_pipelines.build.stream import check_parts
-from data_pipelines.build.tasks import RESULTS, SET, TRAIN, Task
-from data_pipelines.build.unfinished import (
+from data_pipelines.building.stream import check_parts
+from data_pipelines.building.tasks import RESULTS, SET, TRAIN, Task
+from data_pipelines.building.unfinished import (
     clear,
     existing_plan,
     locked,
     remove_unfinished,
     scan_folder,
 )
-from data_pipelines.build.writer import Written, manifest_of
+from data_pipelines.building.writer import Written, manifest_of
 from data_pipelines.manifest import ShardSetError
 from data_pipelines.progress import manual_bar, progress_bar
 from data_pipelines.sources.base import ImageSource, LabelledSource, ScannedSource

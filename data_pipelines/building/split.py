@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.build.build_set import build_set
-from data_pipelines.build.report import BuildReport
-from data_pipelines.build.set_folder import key_hash
+from data_pipelines.building.build_set import build_set
+from data_pipelines.building.report import BuildReport
+from data_pipelines.building.set_folder import key_hash
 from data_pipelines.decode import DecodeError, probe
 from data_pipelines.sample import Rejected, Sample
 from data_pipelines.shards import SampleError, ShardReader

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.build.stream import BuildReport, Rejected, Sample, write_shards
+from data_pipelines.building.stream import BuildReport, Rejected, Sample, write_shards
 from data_pipelines.decode import DecodeError, probe
 from data_pipelines.manifest import Manifest
 from data_pipelines.shards import RawSample, SampleError, ShardReader

@@ -11,38 +11,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.build.make_shard import make_shard, read_result
-from data_pipelines.build.tasks import Task, write_atomically
+from data_pipelines.building.make_shard import make_shard, read_result
+from data_pipelines.building.tasks import Task, write_atomically
 from data_pipelines.manifest import ShardSetError
+from data_pipelines.slurm_queue import SlurmQueue, submitit_executor
 from data_pipelines.sources.base import ImageSource
 from data_pipelines.workers import Tick, check_workers, run_tasks
 
 JOBS = "slurm_jobs.txt"  # ids of what was submitted, one a line
 LOGS = "slurm"
 FAILED = ".failed"  # ends the name of a file in which a job says why it failed
-DEFAULT_TIMEOUT_MIN = 60  # a job out of time is submitted again with what is left of its range
-_ASK_EVERY_S = 3.0
 _POLL_S = 0.5
 _LATE_S = 5.0  # a shared file system may show a result after its job has left the queue
 _LEAVE_S = 30.0
 _STOP_S = 120.0
 _MAX_DEATHS = 2  # of jobs in a row that finish no shard
-_SHARED_OPTIONS = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "name")
 _LOG = logging.getLogger(__name__)
 
 
 class SlurmExecutor:
     """One job for each range of shards; each runs as many processes as it has cores.
 
-    Whether a job is still there is asked of `squeue`, not of accounting, which is not switched on
-    everywhere. A job that dies or runs out of time is submitted again with the shards that it has
-    not finished.
+    A job that dies or runs out of time is submitted again with the shards that it has not finished.
 
     Args:
         folder: The unfinished build, on a file system that the nodes share.
         workers: Jobs in the queue at once, and ranges that the shards are cut into.
-        options: Of submitit's `update_parameters`: timeout_min, mem_gb, cpus_per_task, name, nodes
-            as they are, all others as Slurm's own, so `partition` is `slurm_partition` there.
+        options: As of `submitit_executor`.
 
     Raises:
         ValueError: submitit or Slurm is missing, or an option is wrong.
@@ -50,31 +45,11 @@ class SlurmExecutor:
 
     def __init__(self, folder: Path, workers: int, options: Mapping[str, object]) -> None:
         check_workers(workers)
-        try:
-            import submitit
-        except ModuleNotFoundError:
-            raise ValueError(
-                "the executor 'slurm' needs submitit: pip install 'simple-diffusion[slurm]'"
-            ) from None
-        try:
-            self._executor = submitit.AutoExecutor(folder=folder / LOGS / "%j", cluster="slurm")
-        except RuntimeError:
-            raise ValueError(
-                "the executor 'slurm' finds no `srun` here; build where jobs are submitted from"
-            ) from None
-        given: dict[str, object] = {
-            "name": folder.name.removesuffix(".partial"),
-            "timeout_min": DEFAULT_TIMEOUT_MIN,
-        }
-        for key, value in options.items():
-            given[key if key in _SHARED_OPTIONS else f"slurm_{key}"] = value
-        cores = given.get("cpus_per_task", 1)
+        cores = options.get("cpus_per_task", 1)
         if not isinstance(cores, int) or cores < 1:
             raise ValueError(f"the Slurm option cpus_per_task is {cores!r}; it must be at least 1")
-        try:
-            self._executor.update_parameters(**given)
-        except (NameError, AssertionError, ValueError, TypeError) as error:
-            raise ValueError(f"Slurm options: {' '.join(str(error).split())}") from None
+        name = folder.name.removesuffix(".partial")
+        self._executor = submitit_executor(folder / LOGS, options, name=name)
         self._workers, self._cores = workers, cores
 
     def run(
@@ -137,7 +112,7 @@ def stop_left_over(folder: Path) -> None:
             f"`squeue` here to ask; make sure that there are none and remove {folder / JOBS}"
         )
     ids = (folder / JOBS).read_text(encoding="ascii").split()
-    queue = _Queue()
+    queue = SlurmQueue()
     left = [one for one in ids if queue.holds(one)]
     if left:
         _LOG.warning("cancelling the jobs of an earlier call: %s", ", ".join(left))
@@ -179,7 +154,7 @@ class _Watch:
     ) -> None:
         self._submit, self._source, self._folder = submit, source, folder
         self._on_tick, self._on_result = on_tick, on_result
-        self._queue = _Queue()
+        self._queue = SlurmQueue()
         self.jobs: list[_Job] = []
 
     def submit(self, tasks: list[Task], deaths: int) -> None:
@@ -229,29 +204,6 @@ class _Watch:
             )
         _LOG.warning("%s: job %s ended before it was made; it is tried again", first, job.id)
         self.submit(job.tasks, deaths)
-
-
-class _Queue:
-    """The ids of this user's jobs that are waiting or running, asked for now and then."""
-
-    def __init__(self) -> None:
-        self._ids: frozenset[str] | None = None
-        self._asked = 0.0
-
-    def forget(self) -> None:
-        """Asks anew before the next answer: a job has been submitted since."""
-        self._ids = None
-
-    def holds(self, job_id: str) -> bool:
-        """Whether a job is there; a queue out of reach says yes."""
-        if self._ids is None or time.monotonic() - self._asked > _ASK_EVERY_S:
-            words = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
-            answer = subprocess.run(words, capture_output=True, text=True, check=False)
-            if answer.returncode:
-                return True
-            self._asked = time.monotonic()
-            self._ids = frozenset(answer.stdout.split())
-        return job_id in self._ids
 
 
 def _cancel(ids: Sequence[str]) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_pipelines.build import set_folder, writer
-from data_pipelines.build import stream as build
-from data_pipelines.build.stream import BuildReport, Rejected, Sample, write_shards
+from data_pipelines.building import set_folder, writer
+from data_pipelines.building import stream as build
+from data_pipelines.building.stream import BuildReport, Rejected, Sample, write_shards
 from data_pipelines.index import index_shards
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.shards import ShardReader

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.build.writer import SHARD_NAME
+from data_pipelines.building.writer import SHARD_NAME
 from data_pipelines.manifest import MANIFEST_NAME, Manifest, ShardSetError
 
 VALIDATION = "validation"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.build.combine import Source, combine
-from data_pipelines.build.stream import BuildReport, Sample, write_shards
+from data_pipelines.building.combine import Source, combine
+from data_pipelines.building.stream import BuildReport, Sample, write_shards
 from data_pipelines.index import index_shards
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.shards import RawSample, ShardReader

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.build import set_folder, writer
-from data_pipelines.build.build_set import build_set
-from data_pipelines.build.set_folder import share_of
-from data_pipelines.build.stream import BuildReport
+from data_pipelines.building import set_folder, writer
+from data_pipelines.building.build_set import build_set
+from data_pipelines.building.set_folder import share_of
+from data_pipelines.building.stream import BuildReport
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.sample import Rejected, Sample
 from data_pipelines.shard_index import ShardIndex, index_path
@@ -26,7 +26,7 @@ from data_pipelines.shards import ShardReader
 from data_pipelines.sources.base import Item
 from data_pipelines.store import open_store
 from data_pipelines.verify import verify
-from tests.data_pipelines.build.numbered import Numbered, contents, picture
+from tests.data_pipelines.building.numbered import Numbered, contents, picture
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -96,8 +96,8 @@ def test_any_number_of_workers_gives_the_same_bytes(
 def start(out: Path) -> "subprocess.Popen[bytes]":
     """Begins to build with two workers in another process, in a group of its own."""
     code = (
-        "from pathlib import Path; from data_pipelines.build.build_set import build_set; "
-        "from tests.data_pipelines.build.numbered import Numbered; "
+        "from pathlib import Path; from data_pipelines.building.build_set import build_set; "
+        "from tests.data_pipelines.building.numbered import Numbered; "
         f"build_set(Numbered(pause=0.03), Path({str(out)!r}), shard_samples=8, "
         f"validation=0.25, workers=2)"
     )

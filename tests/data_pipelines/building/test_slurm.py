@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.build.build_set import build_set
+from data_pipelines.building.build_set import build_set
 from data_pipelines.manifest import ShardSetError
-from tests.data_pipelines.build.numbered import Numbered, contents
+from tests.data_pipelines.building.numbered import Numbered, contents
 from tests.slurm import slurm_cluster, why_not
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,7 +71,7 @@ def test_a_killed_driver(cluster: None, reference: dict[str, str], tmp_path: Pat
     """Its jobs are cancelled by the next one, which goes on from what they finished."""
     out, results = tmp_path / "set", tmp_path / "set.partial" / "results"
     code = (
-        "from tests.data_pipelines.build.test_slurm import *; "
+        "from tests.data_pipelines.building.test_slurm import *; "
         f"build(Path({str(out)!r}), Numbered(pause=0.2))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
@@ -117,7 +117,7 @@ def test_an_error_in_a_job_is_told(cluster: None, tmp_path: Path) -> None:
 
 
 def test_options_that_slurm_does_not_know(cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Slurm options: .*slurm_colour"):
+    with pytest.raises(ValueError, match=r"--slurm options: .*slurm_colour"):
         build(tmp_path / "set", Numbered(), colour="red")
     with pytest.raises(ValueError, match="the job was not accepted"):
         build(tmp_path / "set", Numbered(), partition="nowhere")

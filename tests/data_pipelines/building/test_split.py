@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.build.build_set import build_set
-from data_pipelines.build.set_folder import share_of
-from data_pipelines.build.split import split
+from data_pipelines.building.build_set import build_set
+from data_pipelines.building.set_folder import share_of
+from data_pipelines.building.split import split
 from data_pipelines.index import index_shards
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.verify import verify
-from tests.data_pipelines.build.numbered import Numbered, contents
+from tests.data_pipelines.building.numbered import Numbered, contents
 from tests.data_pipelines.samples import flat_png, write_tar
 
 QUIET: dict[str, Any] = {"progress": False}

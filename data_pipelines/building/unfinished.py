@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.build.plan import Plan
-from data_pipelines.build.set_folder import PLAN_NAME, VALIDATION, recipe_changes
-from data_pipelines.build.slurm import FAILED, JOBS, LOGS, stop_left_over
-from data_pipelines.build.tasks import RESULTS, SET, TASKS
-from data_pipelines.build.writer import SHARD_NAME, UNFINISHED
+from data_pipelines.building.plan import Plan
+from data_pipelines.building.set_folder import PLAN_NAME, VALIDATION, recipe_changes
+from data_pipelines.building.slurm import FAILED, JOBS, LOGS, stop_left_over
+from data_pipelines.building.tasks import RESULTS, SET, TASKS
+from data_pipelines.building.writer import SHARD_NAME, UNFINISHED
 from data_pipelines.manifest import MANIFEST_NAME, ShardSetError
 
 _SCAN = "scan-"  # begins the name of the folder of what a source looked up
