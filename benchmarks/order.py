@@ -153,7 +153,7 @@ def windows_read(
         done = 0
         for own, numbers in parts(order, step * scale.batch_size, scale.batch_size):
             if own not in read:
-                ends = own._epoch(0).window_ends.T
+                ends = own.plan(0).window_ends.T
                 read[own] = np.zeros((scale.nodes, *ends.shape), dtype=np.bool_)
                 borders[own] = (ends + np.arange(len(ends))[:, None] * own.num_samples).ravel()
             streams, rounds = own.deal(numbers)
@@ -179,7 +179,7 @@ def shards_of_windows(order: AnyOrder, scale: Scale, stride: int) -> Ints:
     for orders in sets:  # orders of one set of shards: buckets read the same ones
         shards = np.zeros((scale.nodes, orders[0].sizes.size), dtype=np.bool_)
         for own in orders:
-            plan = own._epoch(0)
+            plan = own.plan(0)
             node, stream, window = np.nonzero(read[own])
             for row in range(own.window):
                 members = plan.shards[window * own.window + row, stream]

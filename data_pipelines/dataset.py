@@ -10,13 +10,12 @@ from torch.utils.data import Dataset, get_worker_info
 
 from data_pipelines.counts import ReadCounts
 from data_pipelines.decode import DecodeError, decode_into
-from data_pipelines.hashing import uniforms
+from data_pipelines.hashing import Domain, uniforms
 from data_pipelines.manifest import ShardSetError
 from data_pipelines.order.order import Piece
 from data_pipelines.selection import Selection
 from data_pipelines.shards import RawSample, SampleError, ShardReader
 
-_CROP = 3  # domain of the hash; order.py has the others
 _MAX_NEIGHBOURS = 1000
 _SMALL = ("labels", "positions", "sets")  # fields of a batch
 
@@ -178,7 +177,7 @@ class ShardDataset(Dataset[Batch | ShardSetError]):
     ) -> None:
         crop = (0.5, 0.5)
         if self.crop_seed is not None:
-            across, down = uniforms(self.crop_seed, _CROP, position, np.arange(2))
+            across, down = uniforms(self.crop_seed, Domain.CROP, position, np.arange(2))
             crop = (float(across), float(down))
         try:
             decode_into(sample.image, out, crop=crop)

@@ -5,12 +5,25 @@ number generators"). Libraries change their permutation algorithms between versi
 is resumed a year later must still see the same order, so the arithmetic is spelled out here.
 """
 
+from enum import IntEnum
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Words: TypeAlias = NDArray[np.uint64]
+
+
+class Domain(IntEnum):
+    """What a hash is for: keys of different domains never meet."""
+
+    SHARDS = 1
+    WINDOW = 2
+    CROP = 3
+    SET = 4
+    BUCKET = 5
+    TIME = 6
+
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

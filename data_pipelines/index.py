@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.aspects import aspect_counts
+from data_pipelines.building.printable import printable
 from data_pipelines.decode import DecodeError, probe
 from data_pipelines.manifest import MANIFEST_NAME, Manifest, Shard, ShardSetError
 from data_pipelines.progress import manual_bar
@@ -47,7 +48,7 @@ class IndexReport:
             lines += [f"    {error}" for error in self.bad[:20]]
             if len(self.bad) > 20:
                 lines.append(f"    and {len(self.bad) - 20} more")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def index_shards(root: Path | str, *, workers: int = 1, progress: bool = True) -> IndexReport:

@@ -13,13 +13,13 @@ from data_pipelines.dataset import Batch, ShardDataset, as_is
 from data_pipelines.loader_worker import start_worker
 from data_pipelines.manifest import ShardSetError
 from data_pipelines.order.order import Order, Piece, StepOrder, default_streams
-from data_pipelines.order.run_order import run_order, select
 from data_pipelines.remote.node_locks import allowed_open_files
 from data_pipelines.remote.prefetch import Prefetcher
+from data_pipelines.run_order import run_order, select
 from data_pipelines.selection import Selection
 from data_pipelines.shard_sets import ShardSets
 from data_pipelines.shards import ShardReader
-from data_pipelines.store import ShardStore, check_working_set, open_store
+from data_pipelines.store import ShardStore, check_working_set, descriptor_parts, open_store
 
 _EVALUATION_SEED = 0
 
@@ -163,7 +163,7 @@ def make_loader(
         ValueError: An argument is out of range, or the batch does not split evenly.
     """
     sets = data if isinstance(data, ShardSets) else ShardSets.of(data)
-    selections = select(sets, shapes)
+    selections = select(sets, shapes, batch_size)
     order = run_order(
         selections,
         sets.weights,
@@ -183,12 +183,17 @@ def make_loader(
     )
     check_working_set(sets.stores, order.working_set(batch_size, world_size, ranks_on_node))
     # Every stream has one window under way, so that many shards are read from in turn.
-    wanted = [min(len(m.shards), default_streams(len(m.shards)) * window) for m in sets.manifests]
+    parts = descriptor_parts(sets.stores)
+    readers = []
+    for store in sets.stores:
+        count = len(store.manifest.shards)
+        wanted = min(count, (streams or default_streams(count)) * window)
+        readers.append(ShardReader(store, max_open=allowed_open_files(wanted, parts)))
+    for reader in readers:
+        if reader.store.bounded:
+            reader.beside = [r for r in readers if r.store.bounded and r is not reader]
     dataset = ShardDataset(
-        [
-            ShardReader(store, max_open=allowed_open_files(most))
-            for store, most in zip(sets.stores, wanted, strict=True)
-        ],
+        readers,
         selections,
         [{name: sets.classes.index(name) for name in m.classes} for m in sets.manifests],
         shapes or [(image_size, image_size)],
@@ -202,7 +207,7 @@ def make_loader(
         classes=sets.classes,
         workers=workers,
         max_bad_fraction=max_bad_fraction,
-        prefetch=sets.prefetcher(pieces, ranks_on_node),
+        prefetch=sets.prefetcher(pieces, ranks_on_node=ranks_on_node, workers=workers),
     )
 
 
@@ -258,7 +263,8 @@ def evaluation_loader(
         mine = np.array_split(numbers, world_size)[rank]
         if mine.size:
             pieces.append(Piece(mine, np.zeros_like(mine), *order.locate(mine)))
-    most = allowed_open_files(min(len(manifest.shards), order.streams * order.window))
+    wanted = min(len(manifest.shards), order.streams * order.window)
+    most = allowed_open_files(wanted, descriptor_parts([store]))
     labels = {name: label for label, name in enumerate(manifest.classes)}
     dataset = ShardDataset(
         [ShardReader(store, max_open=most)],

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.building.combine import merged_classes
+from data_pipelines.classes import merged_classes
 from data_pipelines.manifest import Manifest
 from data_pipelines.order.order import Piece
 from data_pipelines.remote.prefetch import Prefetcher
-from data_pipelines.store import CacheSettings, ShardStore, open_store
+from data_pipelines.remote.request import shown
+from data_pipelines.store import CacheSettings, ShardStore, is_remote, open_store
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class ShardSets:
         assert sets
         roots = [one.root for one in sets]
         for one in sets:
+            place = shown(one.root) if is_remote(one.root) else one.root
             if not 0.0 < one.weight < float("inf"):
-                raise ValueError(f"{one.root}: its weight is {one.weight}; it must be positive")
+                raise ValueError(f"{place}: its weight is {one.weight}; it must be positive")
             if roots.count(one.root) > 1:
-                raise ValueError(f"{one.root}: mixed in twice; name each shard set once")
+                raise ValueError(f"{place}: mixed in twice; name each shard set once")
         self.stores: tuple[ShardStore, ...] = tuple(open_store(root, cache) for root in roots)
         self.weights = tuple(one.weight for one in sets)
-        self.classes = merged_classes(roots, self.manifests)
+        self.classes = merged_classes([store.root for store in self.stores], self.manifests)
         self.cache = cache
 
     @classmethod
@@ -108,17 +110,21 @@ class ShardSets:
         return tuple(max(1, round(total * each)) if each else 0 for each in expected.values())
 
     def prefetcher(
-        self, pieces: Iterable[Piece], ranks_on_node: int
+        self, pieces: Iterable[Piece], *, ranks_on_node: int, workers: int
     ) -> Callable[[], Prefetcher] | None:
         """What fetches the remote shards of a rank's steps ahead of need; None if all are local.
 
         Args:
             pieces: The rank's piece of each step; gone through once for every pass.
             ranks_on_node: How many ranks share the cache.
+            workers: Processes of each rank that read; 0 if it does so itself.
         """
-        if self.cache is None or not any(store.bounded for store in self.stores):
+        remote = [store for store in self.stores if store.bounded]
+        if self.cache is None or not remote:
             return None
-        share = int(0.8 * self.cache.max_bytes) // ranks_on_node  # the rest is for readers' own
+        # Whoever reads needs room for the one shard that it opens, whatever was fetched ahead.
+        largest = max(shard.bytes for store in remote for shard in store.manifest.shards)
+        share = max(0, self.cache.max_bytes // ranks_on_node - largest * max(1, workers))
         return lambda: Prefetcher(self.stores, map(_places, pieces), max_bytes=share)
 
 
@@ -129,7 +135,8 @@ def _places(piece: Piece) -> list[tuple[int, int]]:
 
 def set_names(roots: Sequence[str]) -> tuple[str, ...]:
     """A short name for each set, all different: the end of its place, numbered where need be."""
-    ends = [root.rstrip("/").rpartition("/")[2] for root in roots]
+    paths = [shown(root).partition("?")[0] if is_remote(root) else root for root in roots]
+    ends = [path.rstrip("/").rpartition("/")[2] for path in paths]
     return tuple(
         end if ends.count(end) == 1 else f"{end}-{number}" for number, end in enumerate(ends)
     )

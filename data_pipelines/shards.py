@@ -4,7 +4,7 @@ import json
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,10 @@ class ShardReader:
         store: The set's shards.
         max_open: Shards kept open (each a file descriptor); the least recently used is closed. As
             many indices are kept in memory.
+
+    Attributes:
+        beside: The readers of the other sets that one thread reads in turn with this one; those
+            that may share its cache. They are closed where a shard needs their room.
     """
 
     def __init__(self, store: ShardStore, *, max_open: int = 256) -> None:
@@ -191,6 +195,7 @@ class ShardReader:
             raise ValueError(f"max_open is {max_open}; it must be at least 1")
         self.store = store
         self.max_open = max_open
+        self.beside: Sequence[ShardReader] = ()
         self._open: OrderedDict[int, tuple[OpenShard, ShardHandle]] = OrderedDict()
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
 
@@ -218,6 +223,10 @@ class ShardReader:
         while self._open:
             _close(*self._open.popitem()[1])
 
+    def _give_up(self) -> None:
+        for reader in (self, *self.beside):
+            reader.rest()
+
     def rest(self) -> None:
         """Closes the shards that others may need the room of; call it between batches.
 
@@ -238,7 +247,7 @@ class ShardReader:
             return self._open[shard][0]
         if len(self._open) >= self.max_open:
             _close(*self._open.popitem(last=False)[1])
-        handle = self.store.local(shard)
+        handle = self.store.local(shard, full=self._give_up)
         try:
             tar = self._open_tar(shard, handle.path)
         except BaseException:

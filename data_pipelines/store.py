@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -26,10 +26,15 @@ __all__ = [
     "ShardHandle",
     "ShardStore",
     "check_working_set",
+    "descriptor_parts",
     "is_remote",
     "load_manifest",
     "open_store",
 ]
+
+
+def _hold_nothing() -> None:
+    """The `full` of a caller who has nothing to give up."""
 
 
 class ShardHandle(Protocol):
@@ -61,8 +66,12 @@ class ShardStore(Protocol):
     counts: ReadCounts
     bounded: bool
 
-    def local(self, shard: int) -> ShardHandle:
+    def local(self, shard: int, full: Callable[[], None] = _hold_nothing) -> ShardHandle:
         """Returns a shard as a local file, fetched if need be.
+
+        Args:
+            shard: Which one.
+            full: Called where there is no room for it: gives up what the caller holds.
 
         Raises:
             ShardSetError: It cannot be had.
@@ -109,7 +118,7 @@ class LocalStore:
         self.__dict__.update(state)
         _STORES.add(self)
 
-    def local(self, shard: int) -> ShardHandle:
+    def local(self, shard: int, full: Callable[[], None] = _hold_nothing) -> ShardHandle:
         """Returns a shard; whether the file is there shows when it is opened."""
         return _LocalHandle(Path(self.root) / self.manifest.shards[shard].path)
 
@@ -172,15 +181,20 @@ class RemoteStore:
         self.__dict__.update(state)
         _STORES.add(self)
 
-    def local(self, shard: int) -> ShardHandle:
+    def local(self, shard: int, full: Callable[[], None] = _hold_nothing) -> ShardHandle:
         """Returns a shard from the cache, after fetching it where it is not there.
+
+        Args:
+            shard: Which one.
+            full: Called where there is no room: gives up what the caller holds, lest they wait
+                for themselves.
 
         Raises:
             ShardFetchError: The server failed for `give_up_s`, refused, or sent other bytes.
-            ShardSetError: The cache or its disk is full.
+            ShardSetError: The cache or its disk is full, or the disk fails.
         """
         start = time.monotonic()
-        held, was_there = self._hold(shard, never)
+        held, was_there = self._hold(shard, never, full)
         if was_there:
             self.counts.add(cache_hits=1)
         else:
@@ -190,11 +204,21 @@ class RemoteStore:
     def prefetch(self, shard: int, stop: Stop) -> ShardHandle:
         """As `local`, ahead of need: not counted as a hit or as waiting, and given up on `stop`.
 
+        Where there is no room, those who call `local` go first.
+
         Raises:
             Stopped: `stop` returned True.
             ShardSetError: As `local`.
         """
-        return self._hold(shard, stop)[0]
+        return self._hold(shard, stop, None)[0]
+
+    def room_is_wanted(self) -> bool:
+        """Whether a reader waits for room in the cache, in any process.
+
+        Raises:
+            ShardSetError: The cache's disk fails.
+        """
+        return self._cache.is_wanted()
 
     def index(self, shard: int) -> ShardIndex | None:
         """Returns a shard's stored index, None where the manifest names none; it is cached too.
@@ -208,7 +232,8 @@ class RemoteStore:
             return None
         name = entry.path.removesuffix(".tar") + INDEX_SUFFIX
         url = join_url(self._url, name)
-        data = self._cache.read(
+        start = time.monotonic()
+        data, was_there = self._cache.read(
             entry.index,
             lambda: fetch_bytes(
                 url,
@@ -217,11 +242,14 @@ class RemoteStore:
                 limits=self.settings.limits,
                 counts=self.counts,
             ),
+            what=shown(url),
         )
+        if not was_there:
+            self.counts.add(wait_seconds=time.monotonic() - start)
         remedy = "upload the set again"
         return _checked_index(data, shown(url), entry.index, entry.bytes, remedy)
 
-    def _hold(self, shard: int, stop: Stop) -> tuple[Held, bool]:
+    def _hold(self, shard: int, stop: Stop, full: Callable[[], None] | None) -> tuple[Held, bool]:
         entry = self.manifest.shards[shard]
         url = join_url(self._url, entry.path)
         clock = Clock(self.settings.limits)
@@ -240,7 +268,13 @@ class RemoteStore:
             self.counts.add(shards_fetched=1)
 
         return self._cache.hold(
-            entry.sha256, entry.bytes, download, what=shown(url), clock=clock, stop=stop
+            entry.sha256,
+            entry.bytes,
+            download,
+            what=shown(url),
+            clock=clock,
+            stop=stop,
+            full=full,
         )
 
 
@@ -315,6 +349,15 @@ def open_store(root: str | Path, cache: CacheSettings | None = None) -> ShardSto
             "to this machine to use it here"
         )
     return RemoteStore(str(root), load_manifest(root, cache.limits), cache)
+
+
+def descriptor_parts(stores: Sequence[ShardStore]) -> int:
+    """Descriptors that a process needs for one open shard of each set and one fetched ahead.
+
+    A shard of a cache takes two: that of the file in memory and that of its lock.
+    """
+    remote = sum(store.bounded for store in stores)
+    return len(stores) + remote + (1 if remote else 0)
 
 
 def check_working_set(stores: Sequence[ShardStore], shards: int) -> None:

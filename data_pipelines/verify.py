@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.aspects import aspect_counts
+from data_pipelines.building.printable import printable
 from data_pipelines.decode import DecodeError, decode_pixels, probe
 from data_pipelines.index import checksum
 from data_pipelines.manifest import Manifest, Shard, ShardSetError
@@ -43,7 +44,7 @@ class VerifyReport:
         lines += [f"  {problem}" for problem in self.problems[:100]]
         if len(self.problems) > 100:
             lines.append(f"  and {len(self.problems) - 100} more")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def verify(root: Path | str, *, workers: int = 1, progress: bool = True) -> VerifyReport:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import time
 import traceback
@@ -92,6 +93,7 @@ class _Done:
 class _Failed:
     message: str
     errno: int | None
+    filename: str | None
     trace: str | None  # of what is no user error
 
 
@@ -224,14 +226,17 @@ class _Messages:
 def _failure(error: Exception) -> _Failed:
     expected = isinstance(error, (ValueError, OSError))
     trace = None if expected else traceback.format_exc()
-    return _Failed(str(error), getattr(error, "errno", None), trace)
+    if isinstance(error, OSError) and error.errno is not None:
+        filename = None if error.filename is None else os.fsdecode(error.filename)
+        return _Failed(error.strerror or str(error), error.errno, filename, trace)
+    return _Failed(str(error), None, None, trace)
 
 
 def _raise(failed: _Failed, name: str) -> None:
     if failed.trace is not None:
         raise RuntimeError(f"{name}: an error in a worker\n{failed.trace}")
     if failed.errno is not None:
-        raise OSError(failed.errno, failed.message)
+        raise OSError(failed.errno, failed.message, failed.filename)
     raise ShardSetError(failed.message)
 
 

@@ -85,3 +85,5 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(0.0 <= self.max_synthetic <= 1.0, "data.max_synthetic must lie in [0, 1]")
         require(0.0 < self.weight < math.inf, "data.weight must be positive and finite")
+        mixed = self.weight == 1.0 or len(self.mix_with) > 0
+        require(mixed, "data.weight is a share of a mixture; name the other sets as data.mix_with")

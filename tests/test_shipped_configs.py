@@ -7,7 +7,8 @@ import torch
 
 from simple_diffusion.config import build_network, build_objective
 from simple_diffusion.config_files import dump_config, load_config
-from simple_diffusion.diffusion.multiscale import scales
+from simple_diffusion.diffusion.multiscale import halvings, scales
+from simple_diffusion.training.train_data import image_shapes
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 # Parameters in millions that the config's comment or its paper states, and the tolerance.
@@ -49,5 +50,9 @@ def test_config_builds(path: Path, tmp_path: Path) -> None:
     assert torch.isfinite(objective.weights(t)).all()
     if objective.multiscale_from is not None:
         assert scales(side, objective.multiscale_from)[-1] == side
+    for height, width in image_shapes(config, network.multiple) or ():
+        assert height % network.multiple == width % network.multiple == 0
+        if objective.multiscale_from is not None:
+            assert halvings(height, width, objective.multiscale_from) >= 0
     batch, micro = config.train.batch_size, config.train.micro_batch_size
     assert micro is None or batch % micro == 0

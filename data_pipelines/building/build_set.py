@@ -11,36 +11,41 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.building.executors import make_executor
 from data_pipelines.building.make_shard import read_result
 from data_pipelines.building.plan import Cut, Plan, make_plan
-from data_pipelines.building.report import BuildReport, Tally
+from data_pipelines.building.printable import storable
+from data_pipelines.building.report import BuildReport, Tally, check_parts
 from data_pipelines.building.set_folder import (
+    PLAN_NAME,
     VALIDATION,
     check_room,
     check_share,
+    destination,
     disk_errors,
     existing_set,
     partial_folder,
     remove_set,
 )
-from data_pipelines.building.stream import check_parts
 from data_pipelines.building.tasks import RESULTS, SET, TRAIN, Task
 from data_pipelines.building.unfinished import (
     clear,
     existing_plan,
     locked,
+    remove_left_over,
     remove_unfinished,
     scan_folder,
+    tidy,
 )
 from data_pipelines.building.writer import Written, manifest_of
 from data_pipelines.manifest import ShardSetError
 from data_pipelines.progress import manual_bar, progress_bar
-from data_pipelines.sources.base import ImageSource, LabelledSource, ScannedSource
+from data_pipelines.sources.base import ImageSource, LabelledSource, LocalSource, ScannedSource
 
 DEFAULT_SHARD_BYTES = 10**9
 _LOG = logging.getLogger(__name__)
@@ -85,25 +90,31 @@ def build_set(
         ValueError: An option is out of range or does not go with another, two items have one key,
             or a key cannot be used.
     """
-    out = Path(out)
+    out = destination(out, source.read_paths if isinstance(source, LocalSource) else ())
     cut = _checked_cut(shard_bytes, shard_samples, validation, split_by_group)
     partial = partial_folder(out)
     runner = make_executor(executor, partial, workers, slurm_options or {})
-    recipe = {**source.recipe(), **cut.recipe()}
+    recipe = storable({**source.recipe(), **cut.recipe()})
     finished = existing_set(out, recipe, overwrite)
     if finished is not None:
+        tidy(partial, out, recipe)
         return BuildReport(out, *finished, Tally(), reused=True)
     kept = f"What is finished is kept in {partial}; the same command goes on from there"
-    with disk_errors(out, kept), locked(partial, out):
+    with disk_errors(out, partial, kept), locked(partial, out):
+        finished = existing_set(out, recipe, overwrite)  # it may have come before our turn did
+        if finished is not None:
+            remove_left_over(partial, recipe)
+            return BuildReport(out, *finished, Tally(), reused=True)
         plan = existing_plan(partial, recipe, overwrite)
         if plan is None:
             clear(partial, recipe)
-        if isinstance(source, ScannedSource):
-            scanners = workers if executor == "local" else 1
-            scan = scan_folder(partial, recipe)
-            source = source.prepared(scan, workers=scanners, progress=progress)
-        if plan is None:
-            plan = _new_plan(partial, source, cut, recipe, out, progress)
+        with _told(out, kept):
+            if isinstance(source, ScannedSource):
+                scanners = workers if executor == "local" else 1
+                scan = scan_folder(partial, recipe)
+                source = source.prepared(scan, workers=scanners, progress=progress)
+            if plan is None:
+                plan = _new_plan(partial, source, cut, recipe, out, progress)
         tasks = plan.tasks()
         todo = [task for task in tasks if read_result(partial, task) is None]
         with _Watched(plan, tasks, todo, partial, out, kept, progress) as watched:
@@ -140,7 +151,24 @@ def _new_plan(
     for folder in (RESULTS, SET, f"{SET}/{VALIDATION}"):
         (partial / folder).mkdir()
     listing = progress_bar(source.items(), None, f"{out}: listing", progress, unit="items")
-    return make_plan(partial, source, listing, cut, json.loads(json.dumps(recipe)))
+    try:
+        if isinstance(source, LabelledSource):
+            _ = source.classes  # or what is wrong with them would be told after the last shard
+        return make_plan(partial, source, listing, cut, json.loads(json.dumps(recipe)))
+    except ValueError as error:
+        if not isinstance(error.__cause__, OSError):  # the same call would find it again
+            shutil.rmtree(partial)
+        raise
+
+
+@contextmanager
+def _told(out: Path, kept: str) -> Iterator[None]:
+    """Says when the look at the source is stopped that it need not begin anew."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{out}: stopped while the images were listed. {kept}", file=sys.stderr)
+        raise
 
 
 class _Watched:
@@ -216,8 +244,8 @@ def _finish(
         tally.merge(result[1])
     train, held = (Written.joined(part) for part in parts.values())
     share = plan.recipe["validation"]
-    check_parts(out, source.title, train, held, share, tally)
-    fields = {
+    check_parts(source.title, len(train.shards), len(held.shards), share, tally)
+    fields: dict[str, Any] = {
         "classes": _in_order(train.classes + held.classes, source),
         "source": source.title,
         "licence": source.licence,
@@ -227,11 +255,12 @@ def _finish(
     remove_unfinished(partial)
     if share:
         validation.save(partial / SET / VALIDATION)
-    else:
+    elif (partial / SET / VALIDATION).exists():
         (partial / SET / VALIDATION).rmdir()
     manifest.save(partial / SET)
     remove_set(out)
     os.replace(partial / SET, out)
+    (partial / PLAN_NAME).unlink()  # first: nothing may be gone on with any more
     shutil.rmtree(partial)
     return BuildReport(
         out, manifest, validation if share else None, tally, reused=False, notes=plan.notes

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.building.set_folder import destination
 from data_pipelines.building.stream import BuildReport, Rejected, Sample, write_shards
+from data_pipelines.classes import merged_classes
 from data_pipelines.decode import DecodeError, probe
 from data_pipelines.manifest import Manifest
 from data_pipelines.shards import RawSample, SampleError, ShardReader
@@ -73,13 +75,9 @@ def combine(
         ValueError: A source does not have the samples asked for, or a class that is a number would
             change its label, or as in `write_shards`.
     """
-    out = Path(out)
     if not sources:
         raise ValueError(f"{out}: nothing to combine; name one or more shard sets")
-    for source in sources:
-        root = source.root.resolve()
-        if out.resolve() in (root, *root.parents):
-            raise ValueError(f"{out}: is or holds the source {source.root}; choose another folder")
+    out = destination(out, [source.root for source in sources])
     parts = [_Part(number, source) for number, source in enumerate(sources)]
     manifests = [part.manifest for part in parts]
     return write_shards(
@@ -94,25 +92,6 @@ def combine(
         total=sum(part.num for part in parts),
         progress=progress,
     )
-
-
-def merged_classes(roots: Sequence[str], manifests: Sequence[Manifest]) -> tuple[str, ...]:
-    """The class names of all sets, the first one's in front, so that they keep their labels.
-
-    Raises:
-        ValueError: The classes of a set are the numbers 0, 1, ..., which are labels, not names,
-            and would become other labels.
-    """
-    merged = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.classes))
-    for root, manifest in zip(roots, manifests, strict=True):
-        numbers = tuple(map(str, range(len(manifest.classes))))
-        if manifest.classes == numbers and merged[: len(numbers)] != numbers:
-            raise ValueError(
-                f"{root}: its classes are numbers, which would not stay the labels beside "
-                f"the classes of {roots[0]}; combine sets whose classes are all numbers, or "
-                "give them names and build the set again"
-            )
-    return merged
 
 
 class _Part:

@@ -6,7 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_pipelines.building.report import Tally, kind_of
-from data_pipelines.building.tasks import RESULTS, SET, Task, read_items, write_atomically
+from data_pipelines.building.tasks import (
+    RESULTS,
+    SET,
+    Task,
+    parsing,
+    read_items,
+    write_atomically,
+)
 from data_pipelines.building.writer import ShardWriter, Written
 from data_pipelines.decode import DecodeError
 from data_pipelines.manifest import Shard, ShardSetError
@@ -78,20 +85,22 @@ def read_sample(source: ImageSource, item: Item) -> Sample | Rejected:
 
 
 def read_result(folder: Path, task: Task) -> tuple[Written, Tally] | None:
-    """What a task has made; None if it is yet to be done."""
+    """What a task has made; None if it is yet to be done.
+
+    Raises:
+        ShardSetError: Its result file is not one of this release.
+    """
     try:
-        text = (folder / RESULTS / f"{task.name}.json").read_text(encoding="utf-8")
+        with parsing(folder / RESULTS / f"{task.name}.json") as document:
+            shards = tuple(Shard(**fields) for fields in document["shards"])
+            written = Written(shards, Counter(document["classes"]), document["synthetic"])
+            tally = Tally.from_document(document["tally"])
     except FileNotFoundError:
         return None
-    document = json.loads(text)
-    shards = []
-    for fields in document["shards"]:
-        aspects = tuple((number, count) for number, count in fields.pop("aspects"))
-        shards.append(Shard(**fields, aspects=aspects))
+    for shard in shards:
         path = folder / SET / task.shard
-        if not path.exists() or path.stat().st_size != shards[-1].bytes:
+        if not path.exists() or path.stat().st_size != shard.bytes:
             return None  # somebody removed it
         if not index_path(path).exists():
             return None
-    written = Written(tuple(shards), Counter(document["classes"]), document["synthetic"])
-    return written, Tally.from_document(document["tally"])
+    return written, tally

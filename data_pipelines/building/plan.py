@@ -16,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.building.make_shard import read_sample
-from data_pipelines.building.report import Tally
+from data_pipelines.building.report import Tally, check_parts
 from data_pipelines.building.set_folder import PLAN_NAME, VALIDATION, key_hash, share_of
-from data_pipelines.building.tasks import TASKS, TRAIN, Task, TaskFiles, write_atomically
+from data_pipelines.building.tasks import TASKS, TRAIN, Task, TaskFiles, parsing, write_atomically
 from data_pipelines.building.writer import check_key
-from data_pipelines.sample import Rejected
+from data_pipelines.sample import Rejected, Sample
 from data_pipelines.sources.base import ImageSource, Item
 
-_MEASURED = 64  # samples whose mean size decides how many make a shard
+_VERSION = 1  # of the files of an unfinished build; another one's are not gone on with
+_MEASURED = 64  # listed items whose mean size decides how many make a shard
 _TAR_BYTES = 512 + 256 + 512 + 512  # headers, padding and metadata of a sample, about
 
 
@@ -63,7 +64,7 @@ class Plan:
         shard_samples: Items of a shard.
         train: Number of listed items of the training part.
         held: Number of listed items of the held-out part.
-        sample_bytes: About how many bytes a sample will take; 0 where it was not measured.
+        sample_bytes: About how many bytes a listed item will take; 0 where it was not measured.
         tally: What the listing left out.
         notes: Remarks for the report.
     """
@@ -87,15 +88,22 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Writes the plan's file, which says that all tasks are on disk."""
-        document = {**vars(self), "tally": self.tally.document(), "notes": list(self.notes)}
+        told = {"version": _VERSION, "tally": self.tally.document(), "notes": list(self.notes)}
+        document = {**vars(self), **told}
         write_atomically(folder / PLAN_NAME, json.dumps(document, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
-        """Reads the plan that `save` wrote."""
-        document = json.loads((folder / PLAN_NAME).read_text(encoding="utf-8"))
-        tally, notes = Tally.from_document(document["tally"]), tuple(document["notes"])
-        return cls(**{**document, "tally": tally, "notes": notes})
+        """Reads the plan that `save` wrote.
+
+        Raises:
+            ShardSetError: It is not one of this release.
+        """
+        with parsing(folder / PLAN_NAME) as document:
+            if document.pop("version") != _VERSION:
+                raise ValueError("another release's")
+            tally, notes = Tally.from_document(document["tally"]), tuple(document["notes"])
+            return cls(**{**document, "tally": tally, "notes": notes})
 
 
 def make_plan(
@@ -103,7 +111,7 @@ def make_plan(
 ) -> Plan:
     """Writes the tasks of a listing, then the plan.
 
-    Besides the open shards' items, 8 bytes are held of each item.
+    Besides the open shards' items, 16 bytes are held of each item.
 
     Args:
         folder: The folder of the unfinished build.
@@ -114,6 +122,7 @@ def make_plan(
         recipe: The set's recipe.
 
     Raises:
+        ShardSetError: There are no items, or the share held out is of none.
         ValueError: Two items have one key, a key cannot be used, or no item has a group to split
             by.
     """
@@ -145,11 +154,12 @@ def make_plan(
     if cut.by_group and len(hashes):
         if not grouped:
             raise ValueError(
-                f"{source.title}: no item has a value of the field to split by; name another field"
+                f"{source.title}: no image has a value of the field to split by; name another field"
             )
         if grouped < len(hashes):
             lacking = len(hashes) - grouped
             notes = (f"listed without the field to split by: {lacking}, all kept for training",)
+    check_parts(source.title, train.items, held.items, cut.validation, tally)
     plan = Plan(recipe, size, train.items, held.items, mean, tally, notes)
     plan.save(folder)
     return plan
@@ -158,12 +168,15 @@ def make_plan(
 def _measured(
     source: ImageSource, listing: Iterator[Item | Rejected]
 ) -> tuple[Iterator[Item | Rejected], float]:
-    """Reads a few of the first items: the whole listing again, and the mean size of a sample."""
+    """Reads a few of the first items: the whole listing again, and what an item takes on average.
+
+    Those that are left out count too: shards are cut by listed items.
+    """
     first = list(islice(listing, _MEASURED))
     samples = [read_sample(source, item) for item in first if isinstance(item, Item)]
-    sizes = [len(sample.image) for sample in samples if not isinstance(sample, Rejected)]
-    mean = sum(sizes) / len(sizes) if sizes else 0.0
-    return chain(first, listing), mean + _TAR_BYTES
+    sizes = [len(sample.image) + _TAR_BYTES for sample in samples if isinstance(sample, Sample)]
+    mean = sum(sizes) / len(samples) if sizes else float(_TAR_BYTES)
+    return chain(first, listing), mean
 
 
 def _check_unique(folder: Path, hashes: NDArray[np.uint64]) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.manifest import Manifest
+from data_pipelines.building.printable import printable
+from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.sample import Rejected, Sample
 
 EXAMPLES = 20  # kept of each kind of reason
@@ -186,7 +187,37 @@ class BuildReport:
         if self.tally.unlabelled and counts:
             lines.append(f"  without a class: {self.tally.unlabelled}")
         lines += [f"  {note}" for note in self.notes]
-        return "\n".join(lines + self.tally.lines())
+        return printable("\n".join(lines + self.tally.lines()))
+
+
+def check_parts(source: str, train: int, held: int, share: float, tally: Tally) -> None:
+    """Refuses a set that has no training part, or not the held-out one that was asked for.
+
+    Args:
+        source: Where the images come from, for people.
+        train: Number of shards, or of items to be, of the training part.
+        held: Of the held-out part.
+        share: What was to be held out.
+        tally: What became of the items.
+
+    Raises:
+        ShardSetError: One of these.
+    """
+    if held and not train:
+        raise ShardSetError(
+            f"a validation share of {share} of {source} leaves no images to train on; use a "
+            "smaller share"
+        )
+    if not train:
+        examples = [one for kept in tally.examples.values() for one in kept]
+        raise ShardSetError(
+            f"no usable image came from {source}"
+            + "".join(f"; {item.name}: {item.reason}" for item in examples[:5])
+        )
+    if share and not held:
+        raise ShardSetError(
+            f"a validation share of {share} of {source} came to no images; use a larger share"
+        )
 
 
 def kind_of(reason: str) -> str:

@@ -3,8 +3,9 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,36 @@ VALIDATION = "validation"
 PLAN_NAME = "plan.json"  # marks an OUT.partial that `build_set` can continue
 RESERVE_BYTES = 16 * 2**20  # left free on the disk
 Parts = tuple[Manifest, Manifest | None]
+
+
+def destination(out: Path | str, sources: Iterable[Path] = ()) -> Path:
+    """The absolute path of a set that is to be made.
+
+    Args:
+        out: Its folder, as it was given.
+        sources: Folders and files that are read for it.
+
+    Raises:
+        ShardSetError: It cannot be given a name there, or making it would touch a source.
+    """
+    path = Path(os.path.abspath(out))
+    for folder in (path, partial_folder(path)):
+        if folder.is_symlink():
+            raise ShardSetError(
+                f"{folder}: is a link, which cannot be replaced; name the folder that it leads to "
+                f"({folder.resolve()}), or remove it"
+            )
+        if os.path.ismount(folder):
+            raise ShardSetError(
+                f"{folder}: is a mount point, which cannot be replaced; name a folder inside it"
+            )
+        for source in sources:
+            ours, theirs = folder.resolve(), source.resolve()
+            if ours in (theirs, *theirs.parents) or theirs in ours.parents:
+                raise ShardSetError(
+                    f"{folder}: is, holds or lies in the source {source}; choose another folder"
+                )
+    return path
 
 
 def partial_folder(out: Path) -> Path:
@@ -116,8 +147,10 @@ def check_room(folder: Path, expected: float, out: Path, left: str) -> None:
 
 
 @contextmanager
-def disk_errors(out: Path, left: str) -> Iterator[None]:
+def disk_errors(out: Path, partial: Path, left: str) -> Iterator[None]:
     """Turns errors of a full disk or of a folder that is not ours into clear ones.
+
+    Other files that may not be read or written, those of the source, are no matter of the set's.
 
     Raises:
         ShardSetError: The disk is full, or the folder cannot be written.
@@ -130,12 +163,21 @@ def disk_errors(out: Path, left: str) -> Iterator[None]:
                 f"{out}: no space left on the disk ({error.strerror}); free some or choose another "
                 f"folder. {left}"
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if refused and _concerns(error, out, partial):
             raise ShardSetError(
                 f"{out}: cannot be written ({error.strerror}: {error.filename}); choose another "
                 "folder or change its permissions"
             ) from None
         raise
+
+
+def _concerns(error: OSError, out: Path, partial: Path) -> bool:
+    """Whether an error is of a set's folder, what is in it, or a folder that it is to lie in."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    path = Path(error.filename)
+    return path in out.parents or any(ours in (path, *path.parents) for ours in (out, partial))
 
 
 def _is_ours(path: Path, out: Path) -> bool:

@@ -5,14 +5,14 @@ import logging
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.building.make_shard import make_shard, read_result
-from data_pipelines.building.tasks import Task, write_atomically
+from data_pipelines.building.tasks import RESULTS, Task, write_atomically
 from data_pipelines.manifest import ShardSetError
 from data_pipelines.slurm_queue import SlurmQueue, submitit_executor
 from data_pipelines.sources.base import ImageSource
@@ -21,7 +21,7 @@ from data_pipelines.workers import Tick, check_workers, run_tasks
 JOBS = "slurm_jobs.txt"  # ids of what was submitted, one a line
 LOGS = "slurm"
 FAILED = ".failed"  # ends the name of a file in which a job says why it failed
-_POLL_S = 0.5
+_POLL_S = 2.0
 _LATE_S = 5.0  # a shared file system may show a result after its job has left the queue
 _LEAVE_S = 30.0
 _STOP_S = 120.0
@@ -165,8 +165,9 @@ class _Watch:
 
     def look(self) -> None:
         """Collects what is new, and submits again what a job has left undone."""
+        there_now = {path.name for path in (self._folder / RESULTS).iterdir()}
         for job in list(self.jobs):
-            self._collect(job)
+            self._collect(job, there_now)
             now, there = time.monotonic(), self._queue.holds(job.id)
             if not job.tasks:  # it still writes its log for a moment
                 job.ready_since = job.ready_since or now
@@ -180,8 +181,10 @@ class _Watch:
                 self.jobs.remove(job)
                 self._again(job)
 
-    def _collect(self, job: _Job) -> None:
+    def _collect(self, job: _Job, results: Set[str]) -> None:
         for task in list(job.tasks):
+            if f"{task.name}.json" not in results:
+                continue
             result = read_result(self._folder, task)
             if result is None:
                 continue

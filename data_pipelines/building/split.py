@@ -45,13 +45,11 @@ def split(
             overwrite, progress.
 
     Raises:
-        ValueError: No share is given, or `out` is or holds `root`, or as in `build_set`.
+        ValueError: No share is given, or as in `build_set`.
     """
-    root, out = Path(root), Path(out)
+    root = Path(root)
     if validation <= 0:
         raise ValueError(f"validation is {validation}; a split needs a share above 0")
-    if out.resolve() in (root.resolve(), *root.resolve().parents):
-        raise ValueError(f"{out}: is or holds the source {root}; choose another folder")
     return build_set(
         SplitSource(root, field), out, validation=validation, split_by_group=bool(field), **options
     )
@@ -71,6 +69,11 @@ class SplitSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "field": self.field}
+
+    @property
+    def read_paths(self) -> tuple[Path, ...]:
+        """The set's folder."""
+        return (self.root,)
 
     @property
     def title(self) -> str:

@@ -13,18 +13,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.building.report import BuildReport, Tally
+from data_pipelines.building.printable import storable
+from data_pipelines.building.report import BuildReport, Tally, check_parts
 from data_pipelines.building.set_folder import (
     PLAN_NAME,
     VALIDATION,
     check_room,
     check_share,
+    destination,
     disk_errors,
     existing_set,
     partial_folder,
     remove_set,
     share_of,
 )
+from data_pipelines.building.slurm import stop_left_over
+from data_pipelines.building.tasks import SET
+from data_pipelines.building.unfinished import clear, locked, remove_left_over, tidy
 from data_pipelines.building.writer import ShardWriter, Written, manifest_of, shard_name
 from data_pipelines.manifest import ShardSetError
 from data_pipelines.progress import progress_bar
@@ -68,32 +73,39 @@ def write_shards(
         progress: Show a progress bar.
 
     Raises:
-        ShardSetError: `out` holds something else, the disk is full or cannot be written, or no
-            usable sample came.
+        ShardSetError: `out` holds something else, the disk is full or cannot be written, another
+            process is building the same set, or no usable sample came.
         ValueError: An option is out of range, a key cannot be used or two samples have the same,
             or a sample's class is not in `classes`.
     """
-    out = Path(out)
+    out = destination(out)
     if shard_samples < 1:
         raise ValueError(f"shard_samples is {shard_samples}; it must be at least 1")
     check_share(validation)
     recipe = {**recipe, "shard_samples": shard_samples, "validation": validation}
     if classes is not None:
         recipe["class_list"] = hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()
+    recipe = storable(recipe)
+    partial = partial_folder(out)
+    build = _Build(partial / SET, shard_samples, validation, out, classes)
     finished = existing_set(out, recipe, overwrite)
     if finished is not None:
+        tidy(partial, out, recipe)
         return BuildReport(out, *finished, Tally(), reused=True)
-    partial = partial_folder(out)
-    if (partial / PLAN_NAME).exists() and not overwrite:
-        raise ShardSetError(
-            f"{partial}: holds an unfinished build that can be continued; choose another folder, "
-            "remove that one, or add --overwrite"
-        )
-    shutil.rmtree(partial, ignore_errors=True)
-    build = _Build(partial, shard_samples, validation, out, classes)
-    try:
-        with disk_errors(out, _LEFT):
-            partial.mkdir(parents=True)
+    with disk_errors(out, partial, _LEFT), locked(partial, out):
+        finished = existing_set(out, recipe, overwrite)  # it may have come before our turn did
+        if finished is not None:
+            remove_left_over(partial, recipe)
+            return BuildReport(out, *finished, Tally(), reused=True)
+        if (partial / PLAN_NAME).exists() and not overwrite:
+            raise ShardSetError(
+                f"{partial}: holds an unfinished build that can be continued; choose another "
+                "folder, remove that one, or add --overwrite"
+            )
+        stop_left_over(partial)
+        clear(partial, recipe)
+        try:
+            (partial / SET).mkdir()
             bar = progress_bar(samples(), total, str(out), progress)
             for done, item in enumerate(bar):
                 if done % _CHECK_EVERY == 0:
@@ -101,10 +113,10 @@ def write_shards(
                 build.add(item)
             report = build.finish(source, licence, recipe)
             remove_set(out)
-            os.replace(partial, out)
-    finally:
-        build.abandon()
-        shutil.rmtree(partial, ignore_errors=True)  # gone already if all went well
+            os.replace(partial / SET, out)
+        finally:
+            build.abandon()
+            shutil.rmtree(partial, ignore_errors=True)
     return report
 
 
@@ -153,9 +165,9 @@ class _Build:
         train, held = self._train.finish(), self._held.finish()
         counts = train.classes + held.classes
         classes = tuple(sorted(counts)) if self._classes is None else self._classes
-        check_parts(self._out, source, train, held, self._share, self._tally)
-        fields = {"classes": classes, "source": source, "licence": licence, "recipe": recipe}
-        manifests = manifest_of(train, **fields), manifest_of(held, **fields)
+        check_parts(source, len(train.shards), len(held.shards), self._share, self._tally)
+        fields: dict[str, Any] = {"source": source, "licence": licence, "recipe": recipe}
+        manifests = [manifest_of(part, classes=classes, **fields) for part in (train, held)]
         if self._share:
             manifests[1].save(self._partial / VALIDATION)
         manifests[0].save(self._partial)
@@ -166,27 +178,6 @@ class _Build:
         """Closes unfinished shards, which are of no use any more."""
         self._train.abandon()
         self._held.abandon()
-
-
-def check_parts(
-    out: Path, source: str, train: Written, held: Written, share: float, tally: Tally
-) -> None:
-    """Refuses a set that has no training part, or not the held-out one that was asked for.
-
-    Raises:
-        ShardSetError: One of these.
-    """
-    if not train.shards:
-        examples = [one for kept in tally.examples.values() for one in kept]
-        raise ShardSetError(
-            f"{out}: no usable image came from {source}"
-            + "".join(f"; {item.name}: {item.reason}" for item in examples[:5])
-        )
-    if share and not held.shards:
-        raise ShardSetError(
-            f"{out}: a validation share of {share} of {tally.samples} images came to none; use a "
-            "larger share"
-        )
 
 
 class _Part:

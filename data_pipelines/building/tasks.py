@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from data_pipelines.building.set_folder import VALIDATION
 from data_pipelines.building.writer import shard_name
+from data_pipelines.manifest import ShardSetError
 from data_pipelines.sources.base import Item
 
 TRAIN = "train"
@@ -54,6 +56,22 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextmanager
+def parsing(path: Path) -> Iterator[Any]:
+    """Gives what a file of a build says (JSON); its reader may find that it says something else.
+
+    Raises:
+        ShardSetError: It does.
+        FileNotFoundError: There is none.
+    """
+    try:
+        yield json.loads(path.read_bytes())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ShardSetError(
+            f"{path}: damaged, or of another release; begin the build anew with --overwrite"
+        ) from None
 
 
 class TaskFiles:

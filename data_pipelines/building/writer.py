@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from webdataset import TarWriter
 
 from data_pipelines.aspects import aspect_counts
+from data_pipelines.building.printable import storable
 from data_pipelines.manifest import Manifest, Shard
 from data_pipelines.sample import Sample
 from data_pipelines.shard_index import ShardIndex, index_path, split_name
@@ -155,15 +156,19 @@ def _json(metadata: Mapping[str, Any]) -> bytes:
         return json.dumps(metadata, sort_keys=True).encode()
 
 
-def manifest_of(part: Written, **fields: Any) -> Manifest:
+def manifest_of(
+    part: Written, *, classes: Sequence[str], source: str, licence: str, recipe: Mapping[str, Any]
+) -> Manifest:
     """The manifest of shards that were written, with the fields that they do not tell."""
-    classes = tuple(fields.pop("classes"))
+    classes = tuple(classes)
     return Manifest(
         shards=part.shards,
         classes=classes,
         class_counts=tuple(part.classes[name] for name in classes),
         synthetic=part.synthetic,
-        **fields,
+        source=storable(source),
+        licence=storable(licence),
+        recipe=recipe,
     )
 
 

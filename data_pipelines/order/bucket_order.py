@@ -15,14 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.hashing import hash_words, uniforms
+from data_pipelines.hashing import Domain, hash_words, uniforms
 from data_pipelines.order.labels import Ints
 from data_pipelines.order.mixture import Turns
 from data_pipelines.order.order import Order, Piece
 from data_pipelines.order.recent import Recent
-
-# Domains of the hash; order.py, dataset.py and mixture.py have the others.
-_BUCKET, _TIME = 5, 6
 
 
 @dataclass
@@ -65,7 +62,7 @@ class BucketOrder:
         self._orders = {
             bucket: Order(
                 row,
-                seed=int(hash_words(seed, _BUCKET, bucket)),
+                seed=int(hash_words(seed, Domain.BUCKET, bucket)),
                 deal_seed=seed,
                 streams=streams,
                 window=window,
@@ -77,6 +74,7 @@ class BucketOrder:
             raise ValueError(f"the {table.shape[1]} shards hold no samples")
         self.batch_size = batch_size
         self.num_samples = int(table.sum())
+        self._num_shards = int(table.any(axis=0).sum())
         self._seed = seed
         self._steps: Recent[int, _Steps] = Recent(2)
 
@@ -107,19 +105,42 @@ class BucketOrder:
         return np.array([images_seen], dtype=np.int64)
 
     def working_set(self, batch_size: int, world_size: int, ranks_per_node: int = 1) -> int:
-        """Returns how many distinct shards a node has under way for a step, at most.
+        """Returns how many distinct shards a node has under way at once, at most.
 
-        It is that of the bucket with the largest; see `Order.working_set`. Buckets with few
-        samples read ahead of the others and lag behind them by up to a step of theirs.
+        It is that of the bucket with the largest (see `Order.working_set`), as often as windows of
+        one stream are under way at once because the buckets do not keep step with each other.
 
         Raises:
             ValueError: The batch cannot be split so, or is not that of the order.
         """
         self.check_batch(batch_size, world_size)
-        return max(
-            order.working_set(batch_size, world_size, ranks_per_node)
-            for order in self._orders.values()
-        )
+        orders = self._orders.values()
+        largest = max(o.working_set(batch_size, world_size, ranks_per_node) for o in orders)
+        return min(self._num_shards, largest * self._windows_at_once())
+
+    def _windows_at_once(self) -> int:
+        """How many windows of a stream are under way at once, at most, in the first epoch.
+
+        All buckets deal the shards alike, so the w-th window of a stream is the same shards in
+        all: it is under way from when the first bucket begins it until the last has ended it.
+        """
+        starts, ends = [], []
+        for order in self._orders.values():
+            plan = order.plan(0)
+            step = self.batch_size / order.num_samples
+            last = plan.window_ends
+            first = np.concatenate([np.zeros_like(last[:1]), last[:-1]])
+            used = last > first  # a bucket may have no sample there
+            starts.append(np.where(used, plan.times(first) - step, np.inf))
+            ends.append(np.where(used, plan.times(last) + step, -np.inf))
+        begin, end = np.min(starts, axis=0), np.max(ends, axis=0)
+        most = 1
+        for stream in range(begin.shape[1]):
+            there = np.isfinite(begin[:, stream])
+            begun, ended = np.sort(begin[there, stream]), np.sort(end[there, stream])
+            at_once = np.arange(1, len(begun) + 1) - np.searchsorted(ended, begun, side="left")
+            most = max(most, int(at_once.max(initial=1)))
+        return most
 
     def find(self, step: int) -> tuple[int, int]:
         """Returns the bucket of a step of the run, and how many steps that bucket had before."""
@@ -149,7 +170,7 @@ class BucketOrder:
             turns = np.arange(count, dtype=np.int64)
             buckets.append(np.full(count, bucket, dtype=np.int32))
             own.append(first + turns)
-            offsets = uniforms(self._seed, _TIME, epoch, bucket, turns)
+            offsets = uniforms(self._seed, Domain.TIME, epoch, bucket, turns)
             times.append((turns + offsets) / max(count, 1))
         order_of_times = np.argsort(np.concatenate(times), kind="stable")
         return _Steps(np.concatenate(buckets)[order_of_times], np.concatenate(own)[order_of_times])

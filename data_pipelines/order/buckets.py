@@ -15,7 +15,7 @@ def bucket_shapes(image_size: int, *, max_aspect: float, multiple: int) -> tuple
     """Returns the shapes with sides in steps of `multiple` and about `image_size`² pixels.
 
     For each longer side the other one is that multiple which brings the area nearest to the
-    square's, as a ratio. Each shape comes upright and lying.
+    square's, as a ratio; it must be within √2 of it. Each shape comes upright and lying.
 
     Args:
         image_size: Side of the square shape, in pixels; a multiple of `multiple`.
@@ -26,7 +26,7 @@ def bucket_shapes(image_size: int, *, max_aspect: float, multiple: int) -> tuple
         (height, width) pairs in rising order, the square among them.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or there is no shape but the square.
     """
     if multiple < 1:
         raise ValueError(f"multiple is {multiple}; it must be at least 1 pixel")
@@ -44,8 +44,16 @@ def bucket_shapes(image_size: int, *, max_aspect: float, multiple: int) -> tuple
         above = below + multiple
         # Between the two, their geometric mean is as near to both.
         short_side = below if area**2 < below * above * long_side**2 else above
-        if long_side <= max_aspect * short_side:
+        # Far from the square's area it would be another task for the noise schedule.
+        near = area**2 <= 2 * (short_side * long_side) ** 2 <= 4 * area**2
+        if near and long_side <= max_aspect * short_side:
             shapes |= {(short_side, long_side), (long_side, short_side)}
+    if max_aspect > 1.0 and len(shapes) == 1:
+        raise ValueError(
+            f"no shape but the square has sides that are multiples of {multiple}, about "
+            f"{image_size}² pixels and at most {max_aspect:g}:1; use a smaller multiple or a "
+            "larger max_aspect"
+        )
     return tuple(sorted(shapes))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipelines.order.labels import Ints, groups
 
@@ -46,6 +47,14 @@ class EpochPlan:
         # Σ_c min(L_c, r) at r = the i-th shortest length: where the i-th stream has run dry.
         self._dry = shorter + live * ordered
         self._ordered = ordered
+
+    def times(self, rounds: Ints) -> NDArray[np.float64]:
+        """When in the epoch, from 0 to 1, the streams come to their places `rounds`."""
+        dry = np.searchsorted(self._ordered, rounds)
+        before = np.concatenate([[0], np.cumsum(self._ordered)])[dry]
+        places = before + (self._ordered.size - dry) * rounds
+        fractions: NDArray[np.float64] = places / max(1, int(self._dry[-1]))
+        return fractions
 
     def deal(self, places: Ints) -> tuple[Ints, Ints]:
         """Inverts the round-robin over ragged streams in closed form.

@@ -13,18 +13,17 @@ from math import ceil
 
 import numpy as np
 
-from data_pipelines.hashing import hash_words
+from data_pipelines.hashing import Domain, hash_words
 from data_pipelines.order.labels import Ints, sort_labels
 from data_pipelines.order.order import Order, Piece, check_ranks, cut
 
 _CYCLE_BITS = 16
 CYCLE = 2**_CYCLE_BITS
-_SET = 4  # domain of the hash; order.py and dataset.py have the others
 
 
 def set_seed(seed: int, number: int) -> int:
     """Returns the seed of the `number`-th set's own order in a mixture seeded by `seed`."""
-    return int(hash_words(seed, _SET, number))
+    return int(hash_words(seed, Domain.SET, number))
 
 
 def quantise(weights: Sequence[float]) -> Ints:

@@ -15,14 +15,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipelines.hashing import permutation
+from data_pipelines.hashing import Domain, permutation
 from data_pipelines.order.epoch import EpochPlan
 from data_pipelines.order.labels import Ints, groups, sort_labels
 from data_pipelines.order.recent import Recent
 
 MAX_DEFAULT_STREAMS = 128
-# Domains of the hash, so that the two kinds of permutation never share their keys.
-_SHARDS, _WINDOW = 1, 2
 
 
 class Piece(NamedTuple):
@@ -241,7 +239,7 @@ class Order:
         streams, rounds = np.empty_like(numbers), np.empty_like(numbers)
         epochs, places = np.divmod(numbers, self.num_samples)
         for epoch, chosen in groups(epochs):
-            streams[chosen], rounds[chosen] = self._epoch(epoch).deal(places[chosen])
+            streams[chosen], rounds[chosen] = self.plan(epoch).deal(places[chosen])
         return streams, rounds
 
     def _locate_in_streams(self, epochs: Ints, streams: Ints, rounds: Ints) -> tuple[Ints, Ints]:
@@ -253,7 +251,7 @@ class Order:
         return shards, indices
 
     def _locate_in_stream(self, epoch: int, stream: int, places: Ints) -> tuple[Ints, Ints]:
-        plan = self._epoch(epoch)
+        plan = self.plan(epoch)
         ends = plan.window_ends[:, stream]
         windows = np.searchsorted(ends, places, side="right")
         shards, indices = np.empty_like(places), np.empty_like(places)
@@ -273,12 +271,13 @@ class Order:
         return shards, indices
 
     def _permute_window(self, length: int, key: tuple[int, int, int]) -> Ints:
-        order = permutation(length, self.seed, _WINDOW, *key)
+        order = permutation(length, self.seed, Domain.WINDOW, *key)
         return order.astype(np.int32) if length < 2**31 else order  # half the memory
 
-    def _epoch(self, epoch: int) -> EpochPlan:
+    def plan(self, epoch: int) -> EpochPlan:
+        """Which stream reads which shards in an epoch."""
         return self._epochs.get(epoch, self._plan_epoch)
 
     def _plan_epoch(self, epoch: int) -> EpochPlan:
-        dealt = permutation(self.sizes.size, self._deal_seed, _SHARDS, epoch)
+        dealt = permutation(self.sizes.size, self._deal_seed, Domain.SHARDS, epoch)
         return EpochPlan.of(dealt, self.sizes, self.streams, self.window)

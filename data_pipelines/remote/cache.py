@@ -13,16 +13,31 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from data_pipelines.manifest import ShardSetError
-from data_pipelines.remote.cache_files import CacheFullError, Held, Part
-from data_pipelines.remote.fetch import Clock, Limits, ShardFetchError, Stop, Stopped
-from data_pipelines.remote.node_locks import EXCLUSIVE, SHARED, LockFile, check_locks
+from data_pipelines.remote.cache_files import (
+    CacheDiskError,
+    CacheFullError,
+    Held,
+    Part,
+    disk_errors,
+)
+from data_pipelines.remote.cache_folder import (
+    PART,
+    ROOM,
+    SMALL,
+    WANTED,
+    WHOLE,
+    claim_folder,
+    entries,
+    file_path,
+    make_room,
+)
+from data_pipelines.remote.fetch import Clock, Limits, ShardFetchError, Stop, Stopped, never
+from data_pipelines.remote.node_locks import EXCLUSIVE, SHARED, LockFile
 
-_WHOLE, _SMALL, _PART = ".tar", ".npz", ".part"
-_ROOM = "room.lock"
 _POLL_S = 0.05
+_LONGEST_POLL_S = 1.0  # for room: looking for it lists the folder
 _ROOM_S = 120.0  # nobody holds room.lock for longer than it takes to list the folder
 
 
@@ -55,12 +70,6 @@ class CacheSettings:
         return Limits(self.stall_s, self.give_up_s, self.backoff_s)
 
 
-class _Entry(NamedTuple):
-    path: Path
-    size: int
-    given_up: int  # ns
-
-
 class Cache:
     """The cache of one node. It can be sent to other processes: it holds nothing open.
 
@@ -68,20 +77,14 @@ class Cache:
         settings: Where and how large.
 
     Raises:
-        ValueError: The folder cannot be made, written to, or locked.
+        ValueError: The folder cannot be made, written to, or locked, or is no cache.
     """
 
     def __init__(self, settings: CacheSettings) -> None:
         self.folder = Path(settings.folder)
         self.max_bytes = settings.max_bytes
         self._limits = settings.limits
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"{self.folder}: the cache's folder cannot be made ({error.strerror})"
-            ) from None
-        check_locks(self.folder)
+        claim_folder(self.folder)
 
     def hold(
         self,
@@ -92,6 +95,7 @@ class Cache:
         what: str,
         clock: Clock,
         stop: Stop,
+        full: Callable[[], None] | None = None,
     ) -> tuple[Held, bool]:
         """Returns a file, and whether it was there already.
 
@@ -102,125 +106,159 @@ class Cache:
             what: The file's origin, for messages.
             clock: Patience with whoever is downloading.
             stop: Asked often; waiting ends where it returns True.
+            full: Called where there is no room, to give up what the caller itself holds. None for
+                who fetches ahead of need: they let those who are in need of room go first.
 
         Raises:
-            CacheFullError: There is no room, and none came for `give_up_s`.
+            CacheFullError: There is no room, and none came for `give_up_s`; or the disk is full.
+            CacheDiskError: The disk fails otherwise.
             ShardFetchError: Another process has been at it without progress for `give_up_s`.
             Stopped: `stop` returned True.
             Exception: What `download` raises.
         """
-        waited, room = False, Clock(self._limits)
-        arrived = 0
-        while True:
-            held = self._open(digest, size)
-            if held is not None:
-                return held, not waited
-            part = self._claim(digest, size)
-            if isinstance(part, LockFile):
-                return self._complete(part, digest, download), False
-            waited = True
-            if part is None:  # no room
-                if room.left <= 0:
-                    raise CacheFullError(self._no_room(size, what))
-            else:  # another process is at it
-                clock.progress(max(0, part - arrived))
-                arrived = part
-                if clock.left <= 0:
-                    raise ShardFetchError(
-                        what,
-                        0,
-                        f"another process fetches it, without progress for "
-                        f"{self._limits.give_up_s:g} s",
-                    )
-            if stop():
-                raise Stopped
-            time.sleep(_POLL_S)
+        with disk_errors(self.folder), contextlib.ExitStack() as marks:
+            waited, arrived, pause = False, 0, _POLL_S
+            room: Clock | None = None
+            mark: LockFile | None = None
+            while True:
+                held = self._open(digest, size, stop)
+                if held is not None:
+                    return held, not waited
+                yields = full is None and self.is_wanted()
+                part = None if yields else self._claim(digest, size, stop)
+                if isinstance(part, LockFile):
+                    marks.close()
+                    return self._complete(part, digest, download, stop), False
+                waited = True
+                if part is not None:  # another process is at it
+                    marks.close()
+                    room, mark, pause = None, None, _POLL_S
+                    clock.progress(max(0, part - arrived))
+                    arrived = part
+                    if clock.left <= 0:
+                        raise self._hung(what)
+                elif room is None:
+                    room = Clock(self._limits)
+                    if full is not None:
+                        mark = LockFile(self.folder / WANTED, os.O_RDWR | os.O_CREAT)
+                        marks.callback(mark.close)
+                        full()
+                        continue
+                else:
+                    if room.left <= 0:
+                        raise CacheFullError(self._no_room(size, what))
+                    if mark is not None:
+                        mark.lock(EXCLUSIVE)  # where another one waits, its lock is the mark
+                    pause = min(1.5 * pause, _LONGEST_POLL_S, max(room.left, _POLL_S))
+                    clock.excuse(pause)
+                _sleep(pause, stop)
+
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for room who reads, and does not only fetch ahead of need."""
+        with disk_errors(self.folder):
+            file = LockFile(self.folder / WANTED, os.O_RDWR | os.O_CREAT)
+            try:
+                return not file.lock(SHARED)
+            finally:
+                file.close()
 
     def total(self) -> int:
         """Bytes of all files, those under way in full."""
-        return sum(entry.size for entry in self._entries())
+        with disk_errors(self.folder):
+            return sum(entry.size for entry in entries(self.folder))
 
-    def read(self, digest: str, fetch: Callable[[], bytes]) -> bytes:
-        """Returns a small file's content: from the cache, or else from `fetch`, then kept.
+    def read(self, digest: str, fetch: Callable[[], bytes], *, what: str) -> tuple[bytes, bool]:
+        """Returns a small file's content, and whether it was there already.
+
+        If not it comes from `fetch`, and is kept where there is room.
 
         Args:
             digest: Its SHA-256.
             fetch: Returns it, checked; called by one process at a time for one file.
+            what: The file's origin, for messages.
 
         Raises:
+            CacheDiskError: The disk fails.
+            ShardFetchError: Another process has been at it for `give_up_s`.
             Exception: What `fetch` raises.
         """
-        path = self._path(digest, _SMALL)
-        while (data := _content(path, digest)) is None:
-            path.parent.mkdir(exist_ok=True)
-            file = LockFile(self._path(digest, ".0" + _PART), os.O_RDWR | os.O_CREAT)
-            try:
-                # Who held the lock before may have finished, and this is the finished file.
-                if not file.wait(EXCLUSIVE, 2 * self._limits.give_up_s) or not file.is_current():
-                    continue
-                if (data := _content(path, digest)) is None:
-                    data = fetch()
-                    self._keep(file, data, path)
-                file.path.unlink(missing_ok=True)
-                return data
-            finally:
-                file.close()
-        return data
+        path, clock = file_path(self.folder, digest, SMALL), Clock(self._limits)
+        waited = False
+        with disk_errors(self.folder):
+            while (data := _content(path, digest)) is None:
+                path.parent.mkdir(exist_ok=True)
+                part = file_path(self.folder, digest, ".0" + PART)
+                file = LockFile(part, os.O_RDWR | os.O_CREAT)
+                try:
+                    if not file.wait(EXCLUSIVE, clock.left):
+                        raise self._hung(what)
+                    waited = True
+                    # Who held the lock before may have finished, and this is the finished file.
+                    if not file.is_current():
+                        continue
+                    if (data := _content(path, digest)) is None:
+                        data = fetch()
+                        self._keep(file, data, path)
+                    part.unlink(missing_ok=True)
+                    return data, False
+                finally:
+                    file.close()
+        return data, not waited
 
     def _keep(self, file: LockFile, data: bytes, path: Path) -> None:
+        # Its bytes count from now on. They are checked whenever it is read, so that they need not
+        # be on the disk yet; nor may others wait for the disk meanwhile.
         part = Part(file, self.folder)
+        part.clear()
+        part.append(data)
         with self._room():
-            if self._make_room(len(data)):  # else it is fetched again next time
-                part.clear()
-                part.append(data)
-                part.sync()
+            if make_room(self.folder, 0, self.max_bytes):  # else it is fetched again next time
                 os.rename(file.path, path)
 
-    def _path(self, digest: str, suffix: str) -> Path:
-        return self.folder / digest[:2] / f"{digest}{suffix}"
-
-    def _open(self, digest: str, size: int) -> Held | None:
+    def _open(self, digest: str, size: int, stop: Stop) -> Held | None:
         """The file with a reader's lock, where it is there."""
-        path = self._path(digest, _WHOLE)
+        path = file_path(self.folder, digest, WHOLE)
         while True:
             try:
                 file = LockFile(path, os.O_RDONLY)
             except FileNotFoundError:
                 return None
-            # Only who removes files takes an exclusive lock, and only for a moment.
-            if file.wait(SHARED, _ROOM_S) and file.is_current():
-                if os.fstat(file.fd).st_size == size:
-                    return Held(file, path)
-                self._remove_cut(file, size)
-            file.close()
+            with contextlib.ExitStack() as undo:
+                undo.callback(file.close)
+                # Only who removes files takes an exclusive lock, and only for a moment.
+                self._lock(file, SHARED, stop)
+                if file.is_current():
+                    if os.fstat(file.fd).st_size == size:
+                        undo.pop_all()
+                        return Held(file, path)
+                    self._remove_cut(file, size, stop)
 
-    def _remove_cut(self, file: LockFile, size: int) -> None:
-        with self._room():
+    def _remove_cut(self, file: LockFile, size: int, stop: Stop) -> None:
+        with self._room(stop):
             if not file.lock(EXCLUSIVE):
-                file.close()
                 raise ShardSetError(
                     f"{file.path}: does not have the {size} bytes that a manifest says, and is in "
                     "use; if another program cut it, end the runs that read it and remove it"
                 )
             file.path.unlink(missing_ok=True)
 
-    def _claim(self, digest: str, size: int) -> LockFile | int | None:
+    def _claim(self, digest: str, size: int, stop: Stop = never) -> LockFile | int | None:
         """The locked part file; or the bytes that another process has; or None: there is no room.
 
         A part file of its final size in its name sets the room aside.
         """
-        path = self._path(digest, f".{size}{_PART}")
+        path = file_path(self.folder, digest, f".{size}{PART}")
         with contextlib.suppress(FileNotFoundError):
             file = LockFile(path)
             mine, arrived = file.lock(EXCLUSIVE), os.fstat(file.fd).st_size
             file.close()
             if not mine:
                 return arrived
-        with self._room():
-            if self._path(digest, _WHOLE).exists():
+        with self._room(stop):
+            if file_path(self.folder, digest, WHOLE).exists():
                 return 0
             if not path.exists():
-                if not self._make_room(size):
+                if not make_room(self.folder, size, self.max_bytes):
                     return None
                 path.parent.mkdir(exist_ok=True)
             file = LockFile(path, os.O_RDWR | os.O_CREAT)
@@ -229,12 +267,14 @@ class Cache:
             file.close()
             return 0
 
-    def _complete(self, file: LockFile, digest: str, download: Callable[[Part], None]) -> Held:
-        part, path = Part(file, self.folder), self._path(digest, _WHOLE)
+    def _complete(
+        self, file: LockFile, digest: str, download: Callable[[Part], None], stop: Stop
+    ) -> Held:
+        part, path = Part(file, self.folder), file_path(self.folder, digest, WHOLE)
         try:
             download(part)
             part.sync()
-            with self._room():  # nobody may remove it between the two locks
+            with self._room(stop):  # nobody may remove it between the two locks
                 os.rename(file.path, path)
                 file.lock(SHARED)
         except BaseException as error:
@@ -246,56 +286,24 @@ class Cache:
         return Held(file, path)
 
     @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
+    def _room(self, stop: Stop = never) -> Iterator[None]:
         """The right to set room aside, to remove, and to rename."""
-        lock = LockFile(self.folder / _ROOM, os.O_RDWR | os.O_CREAT)
+        lock = LockFile(self.folder / ROOM, os.O_RDWR | os.O_CREAT)
         try:
-            if not lock.wait(EXCLUSIVE, _ROOM_S):
-                raise CacheFullError(
-                    f"{lock.path}: another process has held it for {_ROOM_S:g} s; is it stopped? "
-                    "End it"
-                )
+            self._lock(lock, EXCLUSIVE, stop)
             yield
         finally:
             lock.close()
 
-    def _make_room(self, size: int) -> bool:
-        """Removes the files given up longest ago until `size` bytes fit, or none at all."""
-        entries = self._entries()
-        excess = sum(entry.size for entry in entries) + size - self.max_bytes
-        taken: list[LockFile] = []
-        try:
-            for entry in sorted(entries, key=lambda entry: entry.given_up):
-                if excess <= 0:
-                    break
-                with contextlib.suppress(FileNotFoundError, PermissionError):
-                    file = LockFile(entry.path)
-                    taken.append(file)
-                    if file.lock(EXCLUSIVE):
-                        excess -= entry.size
-                    else:
-                        taken.pop().close()
-            if excess <= 0:
-                for file in taken:
-                    file.path.unlink(missing_ok=True)
-        finally:
-            for file in taken:
-                file.close()
-        return excess <= 0
-
-    def _entries(self) -> list[_Entry]:
-        found = []
-        for folder in self.folder.iterdir():
-            if not folder.is_dir():
-                continue
-            for path in folder.iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    size = status.st_size
-                    if path.suffix == _PART:  # counts as what it will be
-                        size = max(size, int(path.name.split(".")[1]))
-                    found.append(_Entry(path, size, status.st_mtime_ns))
-        return found
+    def _lock(self, file: LockFile, kind: int, stop: Stop) -> None:
+        """Takes a lock that nobody holds for longer than it takes to list the folder."""
+        if not file.wait(kind, _ROOM_S, stop):
+            if stop():
+                raise Stopped
+            raise CacheDiskError(
+                f"{file.path}: another process has held its lock for {_ROOM_S:g} s; is it "
+                "stopped? End it"
+            )
 
     def _no_room(self, size: int, what: str) -> str:
         return (
@@ -304,6 +312,18 @@ class Cache:
             f"{self._limits.give_up_s:g} s; raise the limit, or read fewer shards at once (fewer "
             "streams, a smaller window)"
         )
+
+    def _hung(self, what: str) -> ShardFetchError:
+        reason = f"another process fetches it, without progress for {self._limits.give_up_s:g} s"
+        return ShardFetchError(what, 0, reason)
+
+
+def _sleep(seconds: float, stop: Stop) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if stop():
+            raise Stopped
+        time.sleep(min(left, _POLL_S))
 
 
 def _content(path: Path, digest: str) -> bytes | None:

@@ -1,9 +1,8 @@
-"""A shard in the cache, whole and in use or on its way, and how writing to a full disk ends."""
+"""A shard in the cache, whole and in use or on its way, and what a disk that fails ends in."""
 
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,45 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _BLOCK = 2**20
 
 
-class CacheFullError(ShardSetError):
+class CacheDiskError(ShardSetError):
+    """The cache's disk cannot be read or written."""
+
+
+class CacheFullError(CacheDiskError):
     """A file must be fetched, but all that the cache holds is in use, or the disk is full."""
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Says of what goes wrong with the cache's disk where that is and what to do.
+
+    Raises:
+        CacheFullError: The disk is full.
+        CacheDiskError: It cannot be used otherwise.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            raise CacheFullError(
+                f"{folder}: the disk is full ({error.strerror}; {_free(folder)}) while shards are "
+                "fetched; free some space or lower the cache's limit"
+            ) from None
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "raise the limit of open files (ulimit -n), or read from fewer shards at once"
+        else:
+            remedy = "repair the disk or its rights, or put the cache (its `folder`) elsewhere"
+        raise CacheDiskError(
+            f"{folder}: the cache cannot be used ({error.strerror or error}); {remedy}"
+        ) from None
+
+
+def _free(folder: Path) -> str:
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return "how much is free cannot be told"
+    return f"{disk.f_favail} names and {disk.f_bavail * disk.f_frsize} bytes free"
 
 
 class Held:
@@ -56,40 +92,29 @@ class Part:
     def blocks(self) -> Iterator[bytes]:
         """The bytes that are there."""
         offset = 0
-        while block := os.pread(self._file.fd, _BLOCK, offset):
-            yield block
-            offset += len(block)
+        with disk_errors(self._folder):
+            while block := os.pread(self._file.fd, _BLOCK, offset):
+                yield block
+                offset += len(block)
 
     def append(self, block: bytes) -> None:
         """Adds bytes at the end.
 
         Raises:
-            CacheFullError: The disk is full.
+            CacheDiskError: The disk is full, or cannot be written.
         """
         view, offset = memoryview(block), self.length()
-        with self._disk():
+        with disk_errors(self._folder):
             while view:
                 written = os.pwrite(self._file.fd, view, offset)
                 view, offset = view[written:], offset + written
 
     def sync(self) -> None:
         """Sees the bytes onto the disk: after a power cut a name must not stand for zeros."""
-        with self._disk():
+        with disk_errors(self._folder):
             os.fsync(self._file.fd)
 
     def clear(self) -> None:
         """Throws all bytes away."""
-        os.ftruncate(self._file.fd, 0)
-
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _FULL_DISK:
-                raise CacheFullError(f"{self._folder}: writing failed ({error.strerror})") from None
-            free = shutil.disk_usage(self._folder).free
-            raise CacheFullError(
-                f"{self._folder}: the disk is full ({error.strerror}; {free} bytes free) while "
-                "shards are fetched; free some space or lower the cache's limit"
-            ) from None
+        with disk_errors(self._folder):
+            os.ftruncate(self._file.fd, 0)

@@ -93,6 +93,10 @@ class Clock:
         latest = time.monotonic() + self.limits.give_up_s
         self._end = min(latest, self._end + amount / _SLOWEST)
 
+    def excuse(self, seconds: float) -> None:
+        """Tells that so much time passed which was not the server's."""
+        self._end += seconds
+
 
 class Sink(Protocol):
     """What has arrived of a file."""

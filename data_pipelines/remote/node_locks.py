@@ -11,6 +11,7 @@ import os
 import resource
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
@@ -60,11 +61,11 @@ class LockFile:
             return False
         return True
 
-    def wait(self, kind: int, seconds: float) -> bool:
-        """Takes the lock, waiting up to `seconds`."""
+    def wait(self, kind: int, seconds: float, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Takes the lock, waiting up to `seconds`, or until `stop` returns True."""
         end, pause = time.monotonic() + seconds, 0.001
         while not self.lock(kind):
-            if time.monotonic() > end:
+            if time.monotonic() > end or stop():
                 return False
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
@@ -124,15 +125,21 @@ def check_locks(folder: Path) -> None:
                 file.close()
 
 
-def allowed_open_files(wanted: int) -> int:
-    """How many of `wanted` files this process may hold open, leaving half its limit for others.
+def allowed_open_files(wanted: int, parts: int = 1) -> int:
+    """How many of `wanted` files may be held open, leaving half the process's limit for others.
 
     The soft limit is raised towards the hard one where that is not enough.
+
+    Args:
+        wanted: At best so many.
+        parts: How many shares of this size the process needs: one for each of those who ask, two
+            for one whose files take two descriptors.
     """
+    needed = 2 * parts * wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < 2 * wanted:
-        soft = 2 * wanted if hard == resource.RLIM_INFINITY else min(2 * wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY:
         return max(1, wanted)
-    return max(1, min(wanted, soft // 2))
+    return max(1, min(wanted, soft // (2 * parts)))

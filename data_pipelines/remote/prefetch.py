@@ -1,5 +1,6 @@
-"""Brings remote shards into the cache ahead of need, in the order in which they will be read."""
+"""Brings remote shards into the cache ahead of need, those that are read next before all others."""
 
+import heapq
 import logging
 import threading
 import time
@@ -7,21 +8,26 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 from data_pipelines.manifest import ShardSetError
-from data_pipelines.remote.fetch import Stopped
+from data_pipelines.remote.fetch import ShardFetchError, Stopped
 from data_pipelines.remote.node_locks import allowed_open_files
-from data_pipelines.store import RemoteStore, ShardHandle, ShardStore
+from data_pipelines.store import RemoteStore, ShardHandle, ShardStore, descriptor_parts
 
 logger = logging.getLogger(__name__)
 
 SIGHT = 512  # steps; far enough that a shard arrives in time, near enough to be worked out cheaply
 _MOST_OPEN = 4096
 _GOODBYE_S = 5.0
+_WATCH_S = 0.25
 
 _Place = tuple[int, int]  # set, shard
 
 
 class Prefetcher:
     """Threads that fetch the shards of the coming steps and hold them until they were read.
+
+    Where there is no room for all in sight, the shard that is needed next takes the place of one
+    that is needed later (Belady, 1966). While a reader waits for room, of this run or of another
+    one that shares the cache, nothing is fetched and those needed last are given up.
 
     What cannot be fetched is left to the reader that needs it, which meets the error itself.
 
@@ -43,19 +49,26 @@ class Prefetcher:
         self._stores = {n: s for n, s in enumerate(stores) if isinstance(s, RemoteStore)}
         self._needs: Iterator[Sequence[_Place]] = iter(needs)
         self._max_bytes = max_bytes
-        self._max_open = allowed_open_files(_MOST_OPEN)
+        self._max_open = allowed_open_files(_MOST_OPEN, descriptor_parts(stores))
         self._changed = threading.Condition()
-        self._closed = self._planning = self._at_end = False
+        self._closed = self._planning = self._at_end = self._yields = False
         self._consumed = 0  # steps handed out
         self._seen = 0  # steps looked at
-        self._last: dict[_Place, int] = {}  # shards in sight: the last step looked at that needs it
-        self._waiting: deque[_Place] = deque()  # not begun yet; some may be out of sight by now
+        self._needed: dict[_Place, deque[int]] = {}  # shards in sight: the steps that need them
+        # Those neither here nor under way, by the next step that needs them, or an earlier one.
+        self._waiting: list[tuple[int, _Place]] = []
+        self._failed: set[_Place] = set()  # until the step is over that needed them
+        self._told: set[tuple[type, str]] = set()  # failures since the last success
         self._sizes: dict[_Place, int] = {}  # of the shards held or under way
         self._held: dict[_Place, ShardHandle] = {}
         self._threads = [
             threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True)
             for number in range(threads if self._stores else 0)
         ]
+        if self._stores:
+            self._threads.append(
+                threading.Thread(target=self._watch, name="prefetch-watch", daemon=True)
+            )
         for thread in self._threads:
             thread.start()
 
@@ -66,13 +79,20 @@ class Prefetcher:
         """
         with self._changed:
             self._consumed = max(self._consumed, steps)
-            passed = [place for place, last in self._last.items() if last < self._consumed]
             handles = []
-            for place in passed:
-                del self._last[place]
-                if place in self._held:
-                    handles.append(self._held.pop(place))
-                    del self._sizes[place]
+            for place, needs in list(self._needed.items()):
+                passed = False
+                while needs and needs[0] < self._consumed:
+                    needs.popleft()
+                    passed = True
+                if not needs:
+                    del self._needed[place]
+                    self._failed.discard(place)
+                    if place in self._held:
+                        handles.append(self._drop(place))
+                elif passed and place in self._failed:
+                    self._failed.remove(place)
+                    self._await(place)
             self._changed.notify_all()
         for handle in handles:
             handle.close()
@@ -93,29 +113,64 @@ class Prefetcher:
 
     def _run(self) -> None:
         while (place := self._next()) is not None:
-            handle = self._fetch(place)
+            handle: ShardHandle | None = None
+            error: Exception | None = None
+            try:
+                handle = self._stores[place[0]].prefetch(place[1], lambda: self._is_unwanted(place))
+            except Stopped:
+                pass
+            except (ValueError, OSError) as caught:  # ShardSetError is a ValueError
+                error = caught
             with self._changed:
                 if handle is not None and not self._is_unwanted(place):
                     self._held[place] = handle
+                    self._told.clear()
                     handle = None
                 else:
                     del self._sizes[place]
+                    if error is not None:
+                        self._tell(error)
+                    if place in self._needed and error is not None:
+                        self._failed.add(place)
+                    elif place in self._needed:  # in sight again since it was given up
+                        self._await(place)
                 self._changed.notify_all()
             if handle is not None:
                 handle.close()
 
-    def _fetch(self, place: _Place) -> ShardHandle | None:
-        number, shard = place
-        try:
-            return self._stores[number].prefetch(shard, lambda: self._is_unwanted(place))
-        except Stopped:
-            return None
-        except (ShardSetError, OSError) as error:
+    def _tell(self, error: Exception) -> None:
+        """Logs a failure, once for all the shards that fail for the same reason."""
+        cause = type(error), error.reason if isinstance(error, ShardFetchError) else ""
+        if cause not in self._told:
+            self._told.add(cause)
             logger.warning("not fetched ahead of need: %s", error)
-            return None
+
+    def _watch(self) -> None:
+        """While a reader waits for room, gives up one shard after the other, the last first."""
+        while True:
+            try:
+                wanted = any(store.room_is_wanted() for store in self._stores.values())
+            except ShardSetError:  # those who fetch meet it too, and tell
+                wanted = False
+            handle: ShardHandle | None = None
+            with self._changed:
+                if wanted != self._yields:
+                    self._yields = wanted
+                    self._changed.notify_all()
+                if wanted and self._held:
+                    last = max(self._held, key=lambda place: self._needed[place][0])
+                    handle = self._drop(last)
+                    self._await(last)
+                if not self._closed:
+                    self._changed.wait_for(lambda: self._closed, _WATCH_S)
+                closed = self._closed
+            if handle is not None:
+                handle.close()
+            if closed:
+                return
 
     def _is_unwanted(self, place: _Place) -> bool:
-        return self._closed or place not in self._last
+        return self._closed or place not in self._needed
 
     def _next(self) -> _Place | None:
         """Waits for the next shard to fetch, counts it as under way; None once closed."""
@@ -131,21 +186,54 @@ class Prefetcher:
         return None
 
     def _pick(self) -> _Place | None:
-        """The first waiting shard, if there is room for it: the order is kept."""
+        """The shard that is needed next and not here, if there is room or room can be made."""
+        place = None if self._yields else self._first()
+        if place is None:
+            return None
+        due, size = self._needed[place][0], self._size(place)
+        excess = sum(self._sizes.values()) + size - self._max_bytes
+        surplus = len(self._sizes) + 1 - self._max_open
+        given: list[_Place] = []
+        if excess > 0 or surplus > 0:
+            later = [other for other in self._held if self._needed[other][0] > due]
+            for other in sorted(later, key=lambda other: self._needed[other][0], reverse=True):
+                if excess <= 0 and surplus <= 0:
+                    break
+                excess, surplus = excess - self._sizes[other], surplus - 1
+                given.append(other)
+            if excess > 0 or surplus > 0:
+                return None
+        for other in given:
+            self._drop(other).close()
+            self._await(other)
+        heapq.heappop(self._waiting)
+        self._sizes[place] = size
+        return place
+
+    def _first(self) -> _Place | None:
+        """The shard at the head of the queue, once that is its right place."""
         while self._waiting:
-            place = self._waiting[0]
-            number, shard = place
-            size = self._stores[number].manifest.shards[shard].bytes
-            fits_ever = size <= self._max_bytes
-            if place in self._last and place not in self._sizes and fits_ever:
-                full = sum(self._sizes.values()) + size > self._max_bytes
-                if full or len(self._sizes) >= self._max_open:
-                    return None
-                self._sizes[place] = size
-                self._waiting.popleft()
+            step, place = self._waiting[0]
+            if place not in self._needed or place in self._sizes or place in self._failed:
+                heapq.heappop(self._waiting)
+            elif self._needed[place][0] != step:
+                heapq.heapreplace(self._waiting, (self._needed[place][0], place))
+            else:
                 return place
-            self._waiting.popleft()
         return None
+
+    def _await(self, place: _Place) -> None:
+        """Puts a shard that is needed into the queue, if it can be held at all."""
+        if self._size(place) <= self._max_bytes:
+            heapq.heappush(self._waiting, (self._needed[place][0], place))
+
+    def _drop(self, place: _Place) -> ShardHandle:
+        """A shard that is no longer held, to be closed."""
+        del self._sizes[place]
+        return self._held.pop(place)
+
+    def _size(self, place: _Place) -> int:
+        return self._stores[place[0]].manifest.shards[place[1]].bytes
 
     def _look(self) -> None:
         """Looks at one more step. The lock is free meanwhile: an order takes its time."""
@@ -162,7 +250,9 @@ class Prefetcher:
         if step is not None and self._seen >= self._consumed:
             for place in step:
                 if place[0] in self._stores:
-                    if place not in self._last:
-                        self._waiting.append(place)
-                    self._last[place] = self._seen
+                    if place in self._needed:
+                        self._needed[place].append(self._seen)
+                    else:
+                        self._needed[place] = deque([self._seen])
+                        self._await(place)
         self._seen += step is not None

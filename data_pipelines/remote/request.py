@@ -38,6 +38,7 @@ _FINAL_NAMES = {
     "ClientConnectorCertificateError",
     "NonHttpUrlClientError",
 }
+_URL = re.compile(r"\b\w+://[^\s'\"]+")
 _RETRIED_STATUS = (408, 425, 429)
 _filesystems: dict[tuple[int, str], Any] = {}
 
@@ -136,8 +137,8 @@ def is_final(error: Exception) -> bool:
 
 
 def reason(error: Exception, url: str) -> str:
-    """What went wrong, for people, without the URL's secrets."""
-    text = str(error).replace(url, shown(url)).strip()
+    """What went wrong, for people, without the secrets of this URL or of those it led to."""
+    text = _URL.sub(_shown_match, str(error).replace(url, shown(url))).strip()
     text = text if len(text) <= _MOST_REASON else f"{text[:_MOST_REASON]} ..."
     if isinstance(error, FileNotFoundError):
         return "there is no such file on the server"
@@ -146,6 +147,13 @@ def reason(error: Exception, url: str) -> str:
     if isinstance(error, (Stalled, TooSlow, ConnectionError, HttpStatus)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _shown_match(match: re.Match[str]) -> str:
+    try:
+        return shown(match[0])
+    except ValueError:  # no URL after all, or a server's idea of one
+        return "a URL"
 
 
 class Request(Protocol):

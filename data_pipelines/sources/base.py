@@ -66,6 +66,15 @@ class LabelledSource(Protocol):
 
 
 @runtime_checkable
+class LocalSource(Protocol):
+    """A source of files of this machine."""
+
+    @property
+    def read_paths(self) -> tuple[Path, ...]:
+        """Folders and files that the set may not be made in, nor replace."""
+
+
+@runtime_checkable
 class ScannedSource(Protocol):
     """A source that has to look at its images before it can list them, to drop duplicates, say."""
 

@@ -11,14 +11,14 @@ from typing import Any
 from data_pipelines.sample import Rejected, Sample
 from data_pipelines.sources.base import Item
 from data_pipelines.sources.listing import ImageFile, find_images, read_labels
-from data_pipelines.sources.reading import file_digests, read_image, stored_sample
+from data_pipelines.sources.reading import file_digests, file_size, read_image, stored_sample
 from data_pipelines.sources.scan import cut, scan_all, without_duplicates
 from data_pipelines.sources.storage import ANY, ORIGINAL, Filters, Storage
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """The images in a folder and below it, hidden ones aside, by path.
+    """The images in a folder and below it, hidden ones aside, by path; links are followed.
 
     Attributes:
         folder: Where the images are. Without `labels`, the first sub-folder is the class.
@@ -46,10 +46,17 @@ class FolderSource:
 
     def __post_init__(self) -> None:
         if self.group is not None and self.labels is None:
-            raise ValueError(f"group {self.group!r} is a column of a labels file; name one")
+            raise ValueError(
+                f"group {self.group!r} is a column of a labels file; name one (--labels)"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_listing"}
+
+    @property
+    def read_paths(self) -> tuple[Path, ...]:
+        """The folder."""
+        return (self.folder,)
 
     @property
     def title(self) -> str:
@@ -59,9 +66,7 @@ class FolderSource:
     def recipe(self) -> Mapping[str, Any]:
         """What decides the samples; the files count by path and size."""
         images = self._listing[0]
-        listing = [
-            [i.path, (self.folder / i.path).stat().st_size, i.class_, i.caption] for i in images
-        ]
+        listing = [[i.path, file_size(self.folder / i.path), i.class_, i.caption] for i in images]
         recipe = {
             "builder": "folder",
             **self.storage.recipe(),
@@ -99,7 +104,7 @@ class FolderSource:
         """Reads one image and converts it by the storage policy."""
         path = self.folder / str(item.place)
         return stored_sample(
-            item, str(item.place), lambda: read_image(path), self.storage, self.filters
+            item, str(item.place), lambda: read_image(path), self.storage, self.filters, self.group
         )
 
     @cached_property

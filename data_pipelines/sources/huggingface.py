@@ -1,6 +1,7 @@
 """A Hugging Face data set, on disk or by name, with its images as the bytes that they came as."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,8 @@ from data_pipelines.sample import Rejected, Sample
 from data_pipelines.shards import MAX_IMAGE_BYTES
 from data_pipelines.sources.base import Item
 from data_pipelines.sources.reading import (
+    ITS_OWN_ERRORS,
+    file_size,
     numbered_classes,
     read_image,
     refuse_text,
@@ -68,6 +71,11 @@ class HuggingFaceSource:
         return {name: value for name, value in self.__dict__.items() if name not in _CACHED}
 
     @property
+    def read_paths(self) -> tuple[Path, ...]:
+        """The folder, if it is one."""
+        return (Path(self.dataset),) if Path(self.dataset).exists() else ()
+
+    @property
     def title(self) -> str:
         """Where the images come from, for people."""
         parts = [self._name, self.config, self.split]
@@ -79,10 +87,11 @@ class HuggingFaceSource:
         if self._label_names is not None:
             return self._label_names
         items = (entry for entry in self._entries() if isinstance(entry, Item))
-        return numbered_classes(item.class_ for item in items if item.class_ is not None)
+        found = (item.class_ for item in items if item.class_ is not None)
+        return numbered_classes(found, self._name)
 
     def recipe(self) -> Mapping[str, Any]:
-        """What decides the samples; the data counts by its fingerprint in the library."""
+        """What decides the samples; the data counts by its fingerprint, or its files' sizes."""
         return {
             "builder": "huggingface",
             **self.storage.recipe(),
@@ -92,7 +101,7 @@ class HuggingFaceSource:
             "config": self.config,
             "split": self.split,
             "rows": len(self._rows),
-            "fingerprint": self._rows._fingerprint,
+            "fingerprint": self._fingerprint,
             "columns": self._columns,
             "allow_absolute": self.allow_absolute,
             "drop_duplicates": self.drop_duplicates,
@@ -115,12 +124,25 @@ class HuggingFaceSource:
 
     def sample(self, item: Item) -> Sample | Rejected:
         """Reads one image and converts it by the storage policy."""
-        return stored_sample(item, _row(item), lambda: self._read(item), self.storage, self.filters)
+        return stored_sample(
+            item, _row(item), lambda: self._read(item), self.storage, self.filters, self.group
+        )
 
     @property
     def _name(self) -> str:
         """The data set's name, without the path of this machine."""
         return Path(self.dataset).resolve().name if Path(self.dataset).exists() else self.dataset
+
+    @property
+    def _fingerprint(self) -> str:
+        """The library's own, but for folders of files, where it changes with their times."""
+        folder = Path(self.dataset)
+        if not folder.is_dir() or _is_saved(folder):
+            return str(self._rows._fingerprint)
+        names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+        shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+        files = [[name.as_posix(), file_size(folder / name)] for name in shown]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     @cached_property
     def _rows(self) -> Any:
@@ -187,6 +209,9 @@ class HuggingFaceSource:
         names = self._label_names
         if names is not None and class_ is not None:
             # -1 is the library's own sign for a row without a label.
+            if class_ >= len(names):
+                far = f"bad class: number {class_}, and there are names for {len(names)}"
+                return Rejected(f"row {number}", far)
             class_ = names[class_] if class_ >= 0 else None
         try:
             item = Item(
@@ -222,7 +247,11 @@ class HuggingFaceSource:
         for item in items:
             try:
                 digests.append(hashlib.sha256(self._read(item)).hexdigest())
-            except (OSError, DecodeError):
+            except DecodeError:
+                digests.append(None)
+            except OSError as error:
+                if error.errno not in ITS_OWN_ERRORS:
+                    raise
                 digests.append(None)
         return digests
 
@@ -246,7 +275,11 @@ def _load(dataset: str, config: str | None, split: str | None) -> Any:
             "set's own code; install 4 or later (`pip install 'simple-diffusion[hf]'`)"
         )
     folder = Path(dataset)
-    saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
+    saved = _is_saved(folder)
+    if saved and config is not None:
+        raise ValueError(
+            f"{dataset}: was saved by `save_to_disk` and has no configurations; leave --config out"
+        )
     try:
         if saved:
             found = datasets.load_from_disk(dataset)
@@ -263,6 +296,11 @@ def _load(dataset: str, config: str | None, split: str | None) -> Any:
     if split not in found:
         raise ValueError(f"{dataset}: choose a split with --split, one of {', '.join(found)}")
     return found[split]
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
 def _only(features: Any, kind: str, name: str, *, needed: bool) -> str | None:

@@ -16,11 +16,12 @@ from data_pipelines.sources.archive import archive_files, read_archived
 from data_pipelines.sources.base import Item
 from data_pipelines.sources.imagenet_labels import (
     WNID,
+    check_complete,
     class_names,
     read_ground_truth,
     read_synsets,
 )
-from data_pipelines.sources.reading import read_image, stored_sample
+from data_pipelines.sources.reading import file_size, read_image, stored_sample
 from data_pipelines.sources.storage import ANY, ORIGINAL, Filters, Storage
 
 _TRAIN = re.compile(r"(n\d{8})_\w+", re.ASCII)
@@ -65,6 +66,11 @@ class ImageNetSource:
         return {name: value for name, value in self.__dict__.items() if name not in _CACHED}
 
     @property
+    def read_paths(self) -> tuple[Path, ...]:
+        """The folder or the archive."""
+        return (self.path,)
+
+    @property
     def title(self) -> str:
         """Where the images come from, for people."""
         return f"ImageNet, {'training' if self.ground_truth is None else 'validation'} images"
@@ -80,7 +86,7 @@ class ImageNetSource:
             files: list[Any] = [[self.path.name, self.path.stat().st_size]]
         else:
             files = [
-                [i.key, (self.path / str(i.place)).stat().st_size]
+                [i.key, file_size(self.path / str(i.place))]
                 for i in self._listing
                 if isinstance(i, Item)
             ]
@@ -120,6 +126,9 @@ class ImageNetSource:
         """WordNet ID -> class name."""
         if self._truth is not None:
             wnids = self._truth[1]
+            if self.synsets is None and self.meta is None:
+                assert self.ground_truth is not None
+                check_complete(self.ground_truth, wnids)
         elif self.path.is_file():
             wnids = tuple({wnid for wnid, _, _ in self._files() if wnid})
         else:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+NUM_CLASSES = 1000
 WNID = re.compile(r"n\d{8}", re.ASCII)
 _MAX_BYTES = 2**26
 
@@ -103,6 +104,19 @@ def read_ids(path: Path) -> dict[int, str]:
             "name the development kit's meta.mat or map_clsloc.txt"
         )
     return ids
+
+
+def check_complete(path: Path, wnids: tuple[str, ...]) -> None:
+    """Refuses a ground truth that does not name all classes, if nothing else does.
+
+    Raises:
+        ValueError: The labels would be others than the training images'.
+    """
+    if len(wnids) != NUM_CLASSES:
+        raise ValueError(
+            f"{path}: names {len(wnids)} classes of {NUM_CLASSES}, and their numbers would not be "
+            "the training images' labels; name all that there are (--synsets)"
+        )
 
 
 def class_names(wnids: tuple[str, ...], synsets: Mapping[str, str] | None) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,10 +70,15 @@ def read_labels(path: Path, group: str | None = None) -> dict[str, Label]:
 def find_images(
     folder: Path, table: dict[str, Label] | None
 ) -> tuple[list[ImageFile], list[Rejected]]:
-    """Lists the images below a folder by path, and what is left out before any is opened."""
+    """Lists the images below a folder by path, and what is left out before any is opened.
+
+    Links to folders are followed, but no folder is listed twice.
+
+    Raises:
+        ValueError: A folder in it cannot be read.
+    """
     paths, others = [], Counter[str]()
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for parent, files in _walk(folder):
         for name in files:
             if name.startswith("."):
                 continue
@@ -105,6 +110,33 @@ def find_images(
         label = default if table is None else table[path]
         images.append(ImageFile(key, path, label.class_, label.caption, label.group))
     return images, rejected
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder that is not hidden with its files; under its own name before a link's."""
+    seen, tops = set[tuple[int, int]](), [str(folder)]
+    while tops:
+        links = []
+        for top in tops:
+            for parent, folders, files in os.walk(top, onerror=_refuse):
+                status = os.stat(parent)
+                if (status.st_dev, status.st_ino) in seen:
+                    folders.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                below = [os.path.join(parent, name) for name in folders]
+                links += [path for path in below if os.path.islink(path)]
+                yield parent, files
+        tops = sorted(links)
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that is left out silently would make the set depend on the day it was built."""
+    raise ValueError(
+        f"{error.filename}: this folder cannot be read ({error.strerror}); change its permissions, "
+        "run the same command again when it can be, or move it elsewhere"
+    )
 
 
 def _keys(paths: Sequence[str]) -> list[str]:

@@ -33,7 +33,12 @@ ITS_OWN_ERRORS = {
 
 
 def stored_sample(
-    item: Item, name: str, read: Callable[[], bytes], storage: Storage, filters: Filters
+    item: Item,
+    name: str,
+    read: Callable[[], bytes],
+    storage: Storage,
+    filters: Filters,
+    group: str | None = None,
 ) -> Sample | Rejected:
     """Reads one image, checks it, and converts it by the storage policy.
 
@@ -43,6 +48,8 @@ def stored_sample(
         read: Reads its bytes; may raise OSError or DecodeError.
         storage: How it is stored.
         filters: Which are wanted.
+        group: Name of the field that the item's group is kept as, if it has one: to split the set
+            by it later.
 
     Raises:
         OSError: It cannot be read now, though perhaps later.
@@ -65,7 +72,8 @@ def stored_sample(
         if error.errno not in ITS_OWN_ERRORS:
             raise
         return Rejected(name, f"unreadable file: {error.strerror or error}")
-    return Sample(item.key, *stored, item.class_, item.caption)
+    fields = {} if group is None or item.group is None else {group: item.group}
+    return Sample(item.key, *stored, item.class_, item.caption, fields=fields)
 
 
 def refuse_text(item: Item) -> str | None:
@@ -95,6 +103,20 @@ def read_image(path: Path) -> bytes:
     if status.st_size > MAX_IMAGE_BYTES:
         raise DecodeError(f"the file is larger than {MAX_IMAGE_BYTES} bytes")
     return path.read_bytes()
+
+
+def file_size(path: Path) -> int | None:
+    """A file's size in bytes; None if there is none, or none that may be looked at.
+
+    Raises:
+        OSError: It cannot be told now, though perhaps later.
+    """
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        if error.errno not in ITS_OWN_ERRORS:
+            raise
+        return None
 
 
 def file_digests(paths: Iterable[Path]) -> list[str | None]:
@@ -172,10 +194,14 @@ def text_or_none(value: Any, what: str) -> str | None:
     return value
 
 
-def numbered_classes(names: Iterable[str]) -> tuple[str, ...] | None:
+def numbered_classes(names: Iterable[str], where: str) -> tuple[str, ...] | None:
     """The order of the classes if all are numbers: 0, 1, ... without gaps, so they stay the labels.
 
     None if any is not a number; they are then ordered by name.
+
+    Args:
+        names: The classes of the samples.
+        where: What they are from, for the message.
 
     Raises:
         ValueError: A number is too large to be a label.
@@ -188,6 +214,7 @@ def numbered_classes(names: Iterable[str]) -> tuple[str, ...] | None:
     greatest = max(int(name) for name in found)
     if greatest >= _MAX_CLASS_NUMBER:
         raise ValueError(
-            f"class number {greatest} is too large; numbers must be below {_MAX_CLASS_NUMBER}"
+            f"{where}: class number {greatest} is too large; numbers must be below "
+            f"{_MAX_CLASS_NUMBER}"
         )
     return tuple(str(number) for number in range(greatest + 1))

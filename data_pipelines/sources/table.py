@@ -1,6 +1,7 @@
 """A table of paths, classes and captions: CSV, JSON-lines or Parquet, beside the images."""
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from data_pipelines.sample import Rejected, Sample
 from data_pipelines.sources.base import Item
 from data_pipelines.sources.reading import (
     file_digests,
+    file_size,
     inner_path,
     numbered_classes,
     plain_key,
@@ -68,6 +70,11 @@ class TableSource:
         return {name: value for name, value in self.__dict__.items() if name != "_listing"}
 
     @property
+    def read_paths(self) -> tuple[Path, ...]:
+        """The table; its images may be anywhere, also beside the set."""
+        return (self.table,)
+
+    @property
     def title(self) -> str:
         """Where the images come from, for people."""
         return f"images of the table {self.table.name}"
@@ -76,21 +83,28 @@ class TableSource:
     def classes(self) -> tuple[str, ...] | None:
         """0, 1, ... if all classes are numbers, so that they stay the labels; else None."""
         items = (entry for entry in self._listing if isinstance(entry, Item))
-        return numbered_classes(item.class_ for item in items if item.class_ is not None)
+        found = (item.class_ for item in items if item.class_ is not None)
+        return numbered_classes(found, str(self.table))
 
     def recipe(self) -> Mapping[str, Any]:
-        """What decides the samples; images that change under an unchanged table go unnoticed."""
+        """What decides the samples: the table, and its images by path and size."""
         table_kind(self.table)  # refuses what is no table before it reads it
         digest = hashlib.sha256()
         with open(self.table, "rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
+        images = [
+            [_path(entry), file_size(self._file(entry))]
+            for entry in self._listing
+            if isinstance(entry, Item)
+        ]
         return {
             "builder": "table",
             **self.storage.recipe(),
             **self.filters.recipe(),
             "licence": self.licence,
             "table": digest.hexdigest(),
+            "listing": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
             "columns": self._columns,
             "allow_absolute": self.allow_absolute,
             "drop_duplicates": self.drop_duplicates,
@@ -115,7 +129,7 @@ class TableSource:
         """Reads one image and converts it by the storage policy."""
         path = self._file(item)
         return stored_sample(
-            item, self._name(item), lambda: read_image(path), self.storage, self.filters
+            item, self._name(item), lambda: read_image(path), self.storage, self.filters, self.group
         )
 
     @property

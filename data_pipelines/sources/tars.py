@@ -1,8 +1,9 @@
 """WebDataset tars as a source: ours, webdataset's own or img2dataset's, to be made into new shards.
 
 One look through the tars, in parallel and remembered, decides which samples there are to store: the
-shards are cut from those that are wanted, so they come out full-sized. Of a sample the image, class
-and caption are kept, and whether a model made it; other fields are not.
+shards are cut from those that are wanted, so they come out full-sized. All fields of a sample's
+JSON are kept as they are, except for its size in pixels, which is the stored image's: what others
+say of the image that it was before (a `sha256`, `original_width`) still speaks of that one.
 """
 
 import hashlib
@@ -62,6 +63,11 @@ class TarSource:
         return {name: v for name, v in self.__dict__.items() if name not in ("_tars", "_manifest")}
 
     @property
+    def read_paths(self) -> tuple[Path, ...]:
+        """The folder."""
+        return (self.folder,)
+
+    @property
     def title(self) -> str:
         """Where the images come from, for people."""
         manifest = self._manifest
@@ -72,9 +78,8 @@ class TarSource:
         """The manifest's; else 0, 1, ... if all classes are numbers; else None."""
         if self._manifest is not None:
             return self._manifest.classes
-        return numbered_classes(
-            name for number in range(len(self._tars)) for name in self._look(number)["classes"]
-        )
+        looks = (self._look(number) for number in range(len(self._tars)))
+        return numbered_classes((n for look in looks for n in look["classes"]), str(self.folder))
 
     def recipe(self) -> Mapping[str, Any]:
         """What decides the samples; tars without a manifest count by name and size."""

@@ -11,9 +11,10 @@ EXAMPLE = """\
 example:
   simple-diffusion data bench data/photos --size 256 --workers 0 1 2
 
-The speed of a stage is the most that one thread could give if the others were free. "read" is the
-disk or, for what was read before, the page cache. "per CPU-s" is what counts on a busy machine.
-With as many workers as cores the loader should come near the cores' number times "all together".
+The speed of a stage is the most that one thread could give if the others were free. "read" is from
+the page cache, where the same images were just before: what a slow disk adds is not in it. "per
+CPU-s" is what counts on a busy machine. With as many workers as cores the loader should come near
+the cores' number times "all together".
 """
 
 

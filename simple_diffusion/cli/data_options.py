@@ -62,7 +62,7 @@ def add_making_options(parser: Any, *, shard_samples: int | None = None) -> None
         "--shard_samples",
         type=int,
         metavar="N",
-        help="images in a shard" + (f" (default: {shard_samples})" if shard_samples else ""),
+        help="listed images of a shard" + (f" (default: {shard_samples})" if shard_samples else ""),
     )
     work = parser.add_argument_group(
         "work", "A build that was interrupted goes on when the same command is given again."
@@ -108,7 +108,8 @@ def build_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.shard_bytes is not None:
         options["shard_bytes"] = args.shard_bytes
     else:
-        options["shard_samples"] = args.shard_samples or args.default_shard_samples
+        given = args.shard_samples is not None
+        options["shard_samples"] = args.shard_samples if given else args.default_shard_samples
     return options
 
 

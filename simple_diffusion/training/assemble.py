@@ -37,6 +37,7 @@ from simple_diffusion.training.telemetry import MetricsFile
 from simple_diffusion.training.train_data import (
     check_classes,
     check_synthetic,
+    check_yardstick,
     image_shapes,
     open_train_sets,
     train_loader,
@@ -92,6 +93,7 @@ def assemble(config: RunConfig) -> Trainer:
     held_out = held_out_path(config.data)
     check_classes(sets, held_out, config)
     check_synthetic(sets, held_out, config)
+    check_yardstick(sets, config)
     set_seed(config.seed)
     network = build_network(config.model, config.data.image_size).to(accelerator.device)
     check_backend(config.model.attention, accelerator.device)
@@ -100,9 +102,7 @@ def assemble(config: RunConfig) -> Trainer:
     if objective.multiscale_from is not None:
         scales(config.data.image_size, objective.multiscale_from)  # refuses what does not fit
     shapes = image_shapes(config, network.multiple)
-    loader = train_loader(
-        config, sets, shapes, accelerator.process_index, accelerator.num_processes
-    )
+    loader = train_loader(config, sets, shapes, accelerator)
     loader(0)  # an impossible order or batch is an error now, not after the first checkpoint
     if accelerator.is_main_process:
         for change in claim_run_folder(run_dir, config):

@@ -1,13 +1,17 @@
 """What a run remembers of its data, so that sampling and export do not need the data."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.remote.request import shown
 from data_pipelines.shard_sets import ShardSets
 from data_pipelines.store import is_remote
 from simple_diffusion.config_data import DataConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,13 @@ def held_out_path(data: DataConfig) -> Path | None:
                 "folder: copy the set to this machine and name its folder"
             )
         return Path(data.validation_path)
+    if is_remote(data.path):
+        logger.warning(
+            "%s is a URL, and held-out images are read from a folder: there is no validation; name "
+            "a folder as data.validation_path",
+            shown(data.path),
+        )
+        return None
     beside = Path(data.path) / "validation"
     return beside if beside.is_dir() else None
 

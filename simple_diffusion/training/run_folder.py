@@ -1,5 +1,6 @@
 """The folder of a run: its config, and whether a command may go on in it."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ FIXED = (
     "objective",
     "ema",
     "data.image_size",
+    "data.buckets",
+    "data.weight",
     "data.random_crop",
     "data.flip",
     "data.streams",
@@ -89,7 +92,9 @@ def _changes(before: RunConfig, now: RunConfig) -> list[str]:
 
 
 def _is_fixed(key: str) -> bool:
-    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
+    return fnmatch(key, "data.mix_with.*.weight") or any(
+        key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED
+    )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -97,6 +102,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            flat |= _flat({str(n): item for n, item in enumerate(value)}, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -10,8 +10,11 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: saved, run the same command again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT: saved, the person asked
 
 
-class StopRequested(Exception):  # noqa: N818 - a request, not an error
-    """Raised inside long work (validation, sampling) when a stop was asked for."""
+class StopRequested(BaseException):
+    """Raised inside long work (validation, sampling) when a stop was asked for.
+
+    Not an Exception, so that no handler of others' errors on the way takes it for one.
+    """
 
 
 class StopSignals:
@@ -44,9 +47,15 @@ class StopSignals:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """While inside, a signal raises StopRequested at once: for waiting, not for work."""
+        """While inside, a signal raises StopRequested at once: for waiting, not for work.
+
+        Raises:
+            StopRequested: also at the start, if one has come already.
+        """
         self._waiting = True
         try:
+            if self.received is not None:
+                raise StopRequested
             yield
         finally:
             self._waiting = False

@@ -173,19 +173,22 @@ def reads_of_line(reads: Mapping[str, float], seconds: float) -> dict[str, float
         seconds: length of that time.
     """
     line = {"read_mb_per_second": reads["bytes_read"] / 1e6 / seconds}
-    names = ("bytes_fetched", *REMOTE_FIELDS[1:3], "retries", "checksum_failures", "wait_seconds")
-    remote = [reads[name] for name in names]
-    if any(remote):
-        remote[0] /= 1e6
-        line |= dict(zip(REMOTE_FIELDS, remote, strict=True))
-    return line
+    remote = {
+        "fetched_mb": reads["bytes_fetched"] / 1e6,
+        "shards_fetched": reads["shards_fetched"],
+        "cache_hits": reads["cache_hits"],
+        "fetch_retries": reads["retries"],
+        "checksum_failures": reads["checksum_failures"],
+        "fetch_wait": reads["wait_seconds"],
+    }
+    assert tuple(remote) == REMOTE_FIELDS
+    return line | remote if any(remote.values()) else line
 
 
 def data_notes(line: Mapping[str, Any]) -> str:
     """What the progress line says of remote shards, and of what is amiss with the data."""
     notes = {
         "MB fetched": line.get("fetched_mb", 0),
-        "cache hits": line.get("cache_hits", 0),
         "retries": line.get("fetch_retries", 0),
         "wrong checksums": line.get("checksum_failures", 0),
         "images replaced": line["replaced"],

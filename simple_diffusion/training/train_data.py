@@ -1,9 +1,13 @@
 """The images a run trains on: the shard sets of its config, checked, and their loader."""
 
+import hashlib
 import math
-import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
+from accelerate import Accelerator
 
 from data_pipelines.loader import Loader, make_loader
 from data_pipelines.manifest import Manifest
@@ -12,7 +16,7 @@ from data_pipelines.shard_sets import ShardSets, WeightedSet
 from data_pipelines.store import CacheSettings
 from simple_diffusion.config import RunConfig
 from simple_diffusion.config_data import CacheConfig, DataConfig
-from simple_diffusion.diffusion.multiscale import pooling_factor
+from simple_diffusion.diffusion.multiscale import halvings, pooling_factor
 from simple_diffusion.training.reference import default_cache
 from simple_diffusion.training.run_folder import RunError
 
@@ -59,17 +63,21 @@ def image_shapes(config: RunConfig, multiple: int) -> tuple[tuple[int, int], ...
             f"sides are multiples of {multiple}, and the multiscale loss ones of {pooled}; use a "
             f"multiple of {least}"
         )
-    return bucket_shapes(side, max_aspect=buckets.max_aspect, multiple=buckets.multiple)
+    shapes = bucket_shapes(side, max_aspect=buckets.max_aspect, multiple=buckets.multiple)
+    if smallest is not None:
+        for height, width in shapes:
+            halvings(height, width, smallest)  # refuses what does not fit
+    return shapes
 
 
 def train_loader(
     config: RunConfig,
     sets: ShardSets,
     shapes: tuple[tuple[int, int], ...] | None,
-    rank: int,
-    processes: int,
+    accelerator: Accelerator,
 ) -> Callable[[int], Loader]:
     """Makes images seen -> the rest of the run's batches, this process's pieces."""
+    on_node = ranks_on_node(accelerator)
 
     def rest_of_run(images_seen: int) -> Loader:
         return make_loader(
@@ -80,9 +88,9 @@ def train_loader(
             images_seen=images_seen,
             total_images=config.train.total_images,
             seed=config.seed,
-            rank=rank,
-            world_size=processes,
-            ranks_on_node=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            ranks_on_node=on_node,
             streams=config.data.streams,
             window=config.data.window,
             workers=config.data.workers,
@@ -91,6 +99,24 @@ def train_loader(
         )
 
     return rest_of_run
+
+
+def check_yardstick(sets: ShardSets, config: RunConfig) -> None:
+    """Raises RunError if a Wiener denoiser is to be fitted to images that are far away."""
+    if config.validation.wiener_images and sets.stores[0].bounded:
+        raise RunError(
+            f"validation.wiener_images is {config.validation.wiener_images}, but {sets.name} is "
+            "behind a URL, and the images would be of nearly as many shards; set it to 0"
+        )
+
+
+def ranks_on_node(accelerator: Accelerator) -> int:
+    """How many of the processes share this machine, and so its cache; not all launchers say it."""
+    if accelerator.num_processes == 1:
+        return 1
+    name = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:7], "big")
+    names = accelerator.gather(torch.tensor([name], device=accelerator.device))
+    return int((names == name).sum())
 
 
 def check_classes(sets: ShardSets, held_out: Path | None, config: RunConfig) -> None:

@@ -113,6 +113,7 @@ class Trainer:
     _events_done: bool = False
     _saved_at: int | None = None
     _reads: ReadCounts = field(default_factory=ReadCounts)
+    _interrupted: StopRequested | None = None
     _watch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
@@ -379,8 +380,9 @@ class Trainer:
         try:
             with self._stop.interrupting():  # a server may be silent for minutes
                 batch = next(batches, None)
-        except StopRequested:
-            pass
+        except StopRequested as stop:
+            # Kept, and with it the loader's frames: its workers would be waited for before saving.
+            self._interrupted = stop
         except DataError as error:
             failure = error
         self._watch.waited(time.perf_counter() - before)

@@ -83,6 +83,7 @@ def test_build_table_split_and_verify_with_workers(
         (["--size", "8", "--slurm", "partition"], "must be KEY=VALUE"),
         (["--size", "8", "--slurm", "a=1", "a=2"], "--slurm a is given twice"),
         (["--size", "8", "--workers", "0"], "workers is 0"),
+        (["--size", "8", "--shard_samples", "0"], "shard_samples is 0"),
     ],
 )
 def test_bad_build_options(tmp_path: Path, options: list[str], message: str) -> None:
@@ -134,6 +135,11 @@ def test_icons_options() -> None:
     args = parser().parse_args([*form, "--min_class", "5", "--validation", "0.05", "--overwrite"])
     assert (args.out, args.size, args.sets) == ("OUT", 64, "material,octicons")
     assert (args.min_class, args.validation, args.overwrite) == (5, 0.05, True)
+
+
+def test_no_samples_in_a_shard_are_refused_where_there_is_a_default(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shard_samples is 0"):
+        run("build", "icons", tmp_path / "out", "--size", "64", "--shard_samples", "0")
 
 
 def test_icons_reach_the_builder(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.aspects import aspect_bins
+from data_pipelines.aspects import aspect_bins, read_aspect_counts
 from data_pipelines.index import index_shards
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.shard_index import IMAGE, ShardIndex, index_path
@@ -145,7 +145,7 @@ def test_index_files(tmp_path: Path) -> None:
     offset, size = index.places[1, IMAGE]
     assert path.read_bytes()[offset : offset + size] == members[1][1]
     bins = aspect_bins(index.widths, index.heights).tolist()
-    assert dict(shard.aspects) == {number: bins.count(number) for number in bins}
+    assert read_aspect_counts(shard.aspects) == {number: bins.count(number) for number in bins}
     assert [(error.key, error.reason.split()[0]) for error in report.bad] == [
         ("d", "no"),
         ("e", "not"),

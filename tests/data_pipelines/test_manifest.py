@@ -147,3 +147,9 @@ def test_truncated_shard(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ShardSetError, match=r"set-000\.tar: the file has \d+ bytes.*data index"):
         Manifest.load(root)
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/set", "http:/127.0.0.1/set"])
+def test_urls_are_told_from_folders(root: str) -> None:
+    with pytest.raises(ShardSetError, match=r"is a URL.*copy the set to a folder"):
+        Manifest.load(Path(root))

@@ -1,5 +1,9 @@
 """Training from shards behind a URL: the same run as from the folder, each byte fetched once."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,3 +87,24 @@ def test_a_dead_server_stops_the_run_with_a_checkpoint(
         again = assemble(load_config(config, overrides))
         again.run()
         assert again.images_seen == 160
+
+
+def test_a_signal_is_heard_while_a_server_is_silent(
+    tiny_config: WriteConfig, tiny_shards: Path, tmp_path: Path
+) -> None:
+    """Without workers the download runs in the process that gets the signal."""
+    config = tiny_config(data={"streams": 1, "window": 1})
+    with HostileServer(tiny_shards) as server:
+        overrides = [
+            *remote(server, tiny_shards, tmp_path / "cache"),
+            "--data.cache.stall_seconds=60",
+            "--data.cache.give_up_seconds=60",
+        ]
+        for shard in Manifest.load(tiny_shards).shards:
+            server.always[f"/{shard.path}"] = Fault(stall_after=100)
+        trainer = assemble(load_config(config, overrides))
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        begun = time.monotonic()
+        assert trainer.run().received == signal.SIGTERM
+        assert time.monotonic() - begun < 40  # not the 60 seconds of patience with the server

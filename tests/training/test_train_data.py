@@ -158,6 +158,47 @@ class TestBuckets:
             trainer_of(tiny_config(data=buckets))
 
 
+class TestGoingOn:
+    """What the order of the images depends on may not change within a run."""
+
+    @pytest.mark.parametrize(
+        ("change", "key"),
+        [
+            ("--data.weight=2.0", "data.weight"),
+            ("--data.buckets.max_aspect=2.0", "data.buckets.max_aspect"),
+            ("mixed", "data.mix_with.0.weight"),
+        ],
+    )
+    def test_is_refused_with_other_values(
+        self, tiny_config: WriteConfig, tmp_path: Path, change: str, key: str
+    ) -> None:
+        other = str(other_set(tmp_path / "other"))
+        data = {"mix_with": [{"path": other, "weight": 3.0}], "buckets": {"multiple": 4}}
+        config = tiny_config(data=data, model={"num_classes": 4}, train={"total_images": 16})
+        trainer_of(config).run()
+        before = (tmp_path / "run" / "config.yaml").read_text()
+        if change == "mixed":
+            data["mix_with"] = [{"path": other, "weight": 1.0}]
+            config = tiny_config(data=data, model={"num_classes": 4}, train={"total_images": 16})
+            change = "--seed=0"
+        with pytest.raises(RunError, match=rf"cannot be continued:\s+{key}: "):
+            trainer_of(config, change)
+        assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+    def test_a_set_may_move(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
+        other = other_set(tmp_path / "other")
+        model = {"num_classes": 4}
+        trainer_of(
+            tiny_config(data={"mix_with": [{"path": str(other)}]}, model=model),
+            "--train.total_images=16",
+        ).run()
+        other.rename(tmp_path / "moved")
+        moved = tiny_config(data={"mix_with": [{"path": str(tmp_path / "moved")}]}, model=model)
+        trainer = trainer_of(moved, "--train.total_images=32")
+        trainer.run()
+        assert trainer.images_seen == 32
+
+
 class TestTrouble:
     def test_data_that_cannot_be_had_saves_and_stops(
         self, tiny_config: WriteConfig, tmp_path: Path

@@ -19,7 +19,9 @@ def batches(count: int, size: int) -> list[Batch]:
     images = torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
     labels, positions = torch.zeros(count, dtype=torch.long), torch.arange(count)
     pieces = zip(images.split(size), labels.split(size), positions.split(size), strict=True)
-    return [Batch(i, lab, p, [""] * len(p), [""] * len(p)) for i, lab, p in pieces]
+    return [
+        Batch(i, lab, p, torch.zeros_like(p), [""] * len(p), [""] * len(p)) for i, lab, p in pieces
+    ]
 
 
 def never() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from data_pipelines.aspects import read_aspect_counts
 from data_pipelines.building import set_folder, writer
 from data_pipelines.building.build_set import build_set
 from data_pipelines.building.set_folder import share_of
@@ -81,7 +82,7 @@ def test_what_is_written(reference: Path) -> None:
             numbers = [int(index.key(i).removeprefix("k/")) for i in range(len(index))]
             sizes = [picture(n % 4)[1:] for n in numbers]
             assert list(zip(index.widths, index.heights, strict=True)) == sizes
-            assert sum(count for _, count in shard.aspects) == shard.samples
+            assert sum(read_aspect_counts(shard.aspects).values()) == shard.samples
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -416,7 +417,7 @@ def test_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"executor": "cloud"}, "executor is 'cloud'; it must be one of local, slurm"),
         ({"slurm_options": {"partition": "cpu"}}, "'partition' is of no use with .*'local'"),
         ({"validation": 0.0, "split_by_group": True}, "needs a validation share"),
-        ({"split_by_group": True}, "no item has a value of the field"),
+        ({"split_by_group": True}, "no image has a value of the field"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:

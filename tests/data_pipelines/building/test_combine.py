@@ -290,6 +290,6 @@ class TestRefusals:
     @pytest.mark.parametrize("source", ["set", "set/validation"])
     def test_a_source_is_never_overwritten(self, tmp_path: Path, source: str) -> None:
         make(tmp_path / source, 5, grey=0)
-        with pytest.raises(ValueError, match="is or holds the source"):
+        with pytest.raises(ValueError, match="is, holds or lies in the source"):
             join([Source(tmp_path / source)], tmp_path / "set", overwrite=True)
         assert len(read(tmp_path / source)) == 5

@@ -1,11 +1,19 @@
 """The end report: counts of parts add up, and kinds of reasons are told apart."""
 
+import io
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 
-from data_pipelines.building.report import EXAMPLES, Tally, kind_of
+from data_pipelines.building.report import EXAMPLES, BuildReport, Tally, kind_of
+from data_pipelines.index import IndexReport
+from data_pipelines.manifest import Manifest
 from data_pipelines.sample import Rejected, Sample
+from data_pipelines.shards import SampleError
+from data_pipelines.verify import VerifyReport
 
 
 def sample(width: int, height: int, class_: str | None = None) -> Sample:
@@ -72,3 +80,22 @@ def test_no_more_than_so_many_kinds() -> None:
     assert tally.rejected.total() == 1000
     assert sum(map(len, tally.examples.values())) == 100 + EXAMPLES
     assert len(tally.lines()) < 120
+
+
+def test_any_name_can_be_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = Tally()
+    tally.add(Rejected(os.fsdecode(b"caf\xe9/\xff.png") + "\u732b", "empty"))
+    manifest = Manifest((), (), (), "test", "CC0", {})
+    reports = [
+        BuildReport(Path(os.fsdecode(b"\xff")), manifest, None, tally, reused=False),
+        IndexReport(tmp_path, manifest, (SampleError("a.tar", "\udcff\u732b", "bad"),)),
+        VerifyReport(tmp_path, 0, ("a.tar: '\udcff\u732b' is damaged",)),
+    ]
+    for encoding, cat in (("utf-8", "\u732b"), ("ascii", r"\u732b"), ("latin-1", r"\u732b")):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        for report in reports:
+            text = str(report)
+            out.write(text)  # as print does
+            assert r"\udcff" in text
+            assert cat in text

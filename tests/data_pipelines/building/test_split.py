@@ -155,9 +155,9 @@ def test_refusals(root: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="needs a share above 0"):
             split(root, tmp_path / "out", validation=share, **QUIET)
     for out in (root, tmp_path):
-        with pytest.raises(ValueError, match="is or holds the source"):
+        with pytest.raises(ValueError, match="is, holds or lies in the source"):
             split(root, out, validation=0.1, **QUIET)
-    with pytest.raises(ValueError, match="no item has a value of the field to split by"):
+    with pytest.raises(ValueError, match="no image has a value of the field to split by"):
         split(root, tmp_path / "out", validation=0.1, field="nobody", **QUIET)
     with pytest.raises(ShardSetError, match="no such folder"):
         split(tmp_path / "nowhere", tmp_path / "out", validation=0.1, **QUIET)

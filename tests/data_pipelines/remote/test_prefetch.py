@@ -158,7 +158,10 @@ def test_local_sets_and_large_shards_are_passed_over(
     served: tuple[HostileServer, Manifest], tmp_path: Path
 ) -> None:
     server, manifest = served
-    local, store = LocalStore(server.root / "set", manifest), open_set(server, manifest, tmp_path)
+    local, store = (
+        LocalStore(server.root / "set", manifest),
+        open_set(server, manifest, tmp_path / "cache"),
+    )
     prefetcher = Prefetcher([local], steps(0, 1), max_bytes=8 * SIZE)
     assert not prefetcher._threads
     prefetcher.consumed(1)

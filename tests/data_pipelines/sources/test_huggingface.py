@@ -1,5 +1,7 @@
 """Hugging Face data sets: the images' own bytes, the ClassLabel's order, one split."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,48 @@ def _without_datasets(name: str, *args: Any, **options: Any) -> Any:
 
 
 _IMPORT = __import__
+
+
+def test_a_class_beyond_the_names(tmp_path: Path) -> None:
+    rows().save_to_disk(tmp_path / "saved")
+    source = HuggingFaceSource(str(tmp_path / "saved"))
+    source.__dict__["_label_names"] = tuple(NAMES[:2])
+    assert refused(source) == {
+        f"row {n}": "bad class: number 2, and there are names for 2" for n in (0, 4)
+    }
+
+
+def test_what_may_pass_is_not_taken_for_a_bad_image(
+    saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = HuggingFaceSource(saved, drop_duplicates=True)
+    for number, raised in ((errno.EIO, True), (errno.ENOENT, False)):
+
+        def fail(self: Any, item: Any, number: int = number) -> bytes:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(HuggingFaceSource, "_read", fail)
+        if raised:
+            with pytest.raises(OSError, match="Input/output error"):
+                list(source.items())
+        else:
+            assert len(listed(source)) == 5
+
+
+def test_saved_sets_have_no_configurations(saved: str) -> None:
+    with pytest.raises(ValueError, match="leave --config out"):
+        HuggingFaceSource(saved, config="other").recipe()
+
+
+def test_the_times_of_files_are_no_part_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rows().to_parquet(folder / "train.parquet")
+    first = HuggingFaceSource(str(folder)).recipe()
+    os.utime(folder / "train.parquet", (1, 1))
+    assert HuggingFaceSource(str(folder)).recipe() == first
+    rows().select(range(3)).to_parquet(folder / "train.parquet")
+    assert HuggingFaceSource(str(folder)).recipe()["fingerprint"] != first["fingerprint"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.sample import Rejected, Sample
+from data_pipelines.sources import imagenet_labels
 from data_pipelines.sources.imagenet import ImageNetSource
 from data_pipelines.sources.imagenet_labels import read_ids, read_synsets
 from tests.data_pipelines.samples import encode, photo
@@ -35,6 +36,12 @@ def picture(seed: int) -> bytes:
 
 def validation_name(number: int) -> str:
     return f"ILSVRC2012_val_{number:08d}.JPEG"
+
+
+@pytest.fixture(autouse=True)
+def few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All classes that there are: those of these tests."""
+    monkeypatch.setattr(imagenet_labels, "NUM_CLASSES", len(IDS))
 
 
 @pytest.fixture
@@ -289,3 +296,15 @@ def test_damaged_archives(train: Path, tmp_path: Path, damage: str) -> None:
     archive.write_bytes(data)
     with pytest.raises(ValueError, match=r"t\.tar: not a whole, uncompressed tar"):
         list(ImageNetSource(archive).items())
+
+
+def test_a_part_of_the_ground_truth_needs_all_names(
+    validation: Path, kit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the labels 0, 1, ... would be of the classes that happen to be listed."""
+    source = ImageNetSource(validation, kit / "LOC_val_solution.csv")
+    assert len(source.classes) == len(IDS)
+    monkeypatch.setattr(imagenet_labels, "NUM_CLASSES", len(IDS) + 1)
+    part = ImageNetSource(validation, kit / "LOC_val_solution.csv")
+    with pytest.raises(ValueError, match=r"LOC_val_solution\.csv: names 4 classes of 5.*--synsets"):
+        list(part.items())

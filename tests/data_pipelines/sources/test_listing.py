@@ -1,6 +1,9 @@
 """Files of labels, and the listing of a folder."""
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,3 +43,40 @@ def test_listing(tmp_path: Path) -> None:
         ("b/c/1", "b/c/1.webp", "b"),
     ]
     assert [item.name for item in rejected] == ["*.txt"]
+
+
+def test_a_folder_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    real = os.scandir
+
+    def denied(path: Any) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/b: this folder cannot be read \(Permission"):
+        find_images(tmp_path, None)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    root, far = tmp_path / "root", tmp_path / "far"
+    for path in (root / "z" / "1.png", far / "2.png", far / "deep" / "3.png"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (root / "a").symlink_to(root / "z")  # a second name of what is there anyway
+    (root / "cats").symlink_to(far)
+    (root / "more").symlink_to(far)
+    (far / "deep" / "back").symlink_to(root)
+    (root / ".hidden").symlink_to(far)
+    images, rejected = find_images(root, None)
+    assert [(i.path, i.class_) for i in images] == [
+        ("cats/2.png", "cats"),
+        ("cats/deep/3.png", "cats"),
+        ("z/1.png", "z"),
+    ]
+    assert rejected == []

@@ -89,6 +89,8 @@ def test_columns_root_and_group(tmp_path: Path) -> None:
     samples = read_all(build(source, tmp_path / "out")).values()
     assert [s.class_ for s in samples] == ["dog", "cat", None]
     assert [s.caption for s in samples] == ["a dog, sitting", None, 'the "third"\nof them']
+    # Kept, so that `data split --field by` can split by it later.
+    assert [s.value("by") for s in samples] == ["ann", "bob", "ann"]
 
 
 def test_class_numbers_stay_the_labels(tmp_path: Path) -> None:
@@ -315,3 +317,23 @@ def test_a_dictionary_column_is_read(tmp_path: Path) -> None:
         ("b", "y", None),
     ]
     assert list(refused(source)) == ["t.parquet, row 3"]
+
+
+def test_the_images_are_part_of_the_recipe(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_images(tmp_path / name, IMAGES)
+    table = write_table(tmp_path / "t.csv", ROWS)
+
+    def recipe(root: str) -> object:
+        return TableSource(table, root=tmp_path / root).recipe()
+
+    first = recipe("one")
+    assert recipe("two") == first  # of the same files in another place
+    write_images(tmp_path / "two", {"a/2.jpg": b"other bytes"})
+    changed = recipe("two")
+    assert changed != first
+    (tmp_path / "two" / "a" / "2.jpg").unlink()
+    assert recipe("two") not in (first, changed)
+    build(TableSource(table, root=tmp_path / "one"), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"listing: .*--overwrite"):
+        build(TableSource(table, root=tmp_path / "two"), tmp_path / "out")

@@ -8,23 +8,46 @@ import numpy as np
 from data_pipelines.aspects import MAX_BIN, bin_ratio
 from data_pipelines.order.bucket_order import BucketOrder, MixedSteps
 from data_pipelines.order.buckets import Shape, nearest_bucket
+from data_pipelines.order.labels import Ints
 from data_pipelines.order.mixture import Mixture, set_seed
 from data_pipelines.order.order import Order, StepOrder, default_streams
-from data_pipelines.selection import Selection
+from data_pipelines.selection import Selection, aspect_totals
 from data_pipelines.shard_sets import ShardSets
+from data_pipelines.store import ShardStore
 
 
-def select(sets: ShardSets, shapes: Sequence[Shape] | None) -> list[Selection]:
+def select(sets: ShardSets, shapes: Sequence[Shape] | None, batch_size: int) -> list[Selection]:
     """Which samples of each set there are to choose from, by bucket if there are shapes.
+
+    Images of a bucket that could not fill a batch go to the nearest one that can.
 
     Raises:
         ShardSetError: There are shapes, but a manifest does not know those of its images.
     """
-    bucket_of_bin = None
-    if shapes is not None:
-        ratios = bin_ratio(np.arange(-MAX_BIN, MAX_BIN + 1))
-        bucket_of_bin = nearest_bucket(ratios, np.ones_like(ratios), shapes)
-    return [Selection(store.manifest, bucket_of_bin, store.root) for store in sets.stores]
+    return [
+        Selection(
+            store.manifest,
+            None if shapes is None else _buckets(store, shapes, batch_size),
+            store.root,
+            None if shapes is None else len(shapes),
+        )
+        for store in sets.stores
+    ]
+
+
+def _buckets(store: ShardStore, shapes: Sequence[Shape], batch_size: int) -> Ints:
+    """The bucket of each aspect bin."""
+    bins = np.arange(-MAX_BIN, MAX_BIN + 1)
+    ratios, ones = bin_ratio(bins), np.ones(len(bins))
+    totals = aspect_totals(store.manifest, store.root)
+    images = np.array([totals.get(number, 0) for number in bins.tolist()])
+    kept = list(range(len(shapes)))
+    while True:
+        nearest = nearest_bucket(ratios, ones, [shapes[number] for number in kept])
+        filled = np.bincount(nearest, weights=images, minlength=len(kept))
+        if len(kept) == 1 or filled.min() >= batch_size:
+            return np.array(kept, dtype=np.int64)[nearest]
+        del kept[int(filled.argmin())]
 
 
 def run_order(

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipelines.index import index_shards
 from data_pipelines.loader import make_loader
+from data_pipelines.run_order import select
 from data_pipelines.shard_sets import ShardSets, WeightedSet, set_names
 from tests.data_pipelines.samples import encode, write_tar
 
@@ -39,7 +40,7 @@ def shaped_set(root: Path, name: str, counts: list[int]) -> str:
 def sets(tmp_path_factory: pytest.TempPathFactory) -> ShardSets:
     root = tmp_path_factory.mktemp("sets")
     first = shaped_set(root, "a", [9, 2, 14, 5])
-    return ShardSets([WeightedSet(first), WeightedSet(shaped_set(root, "b", [8, 3]), 2.0)])
+    return ShardSets([WeightedSet(first), WeightedSet(shaped_set(root, "b", [20, 9]), 2.0)])
 
 
 def steps_of(sets: ShardSets, *, bucketed: bool, ranks: int, seen: int, total: int) -> list[Step]:
@@ -93,7 +94,7 @@ def test_elastic_and_complete(sets: ShardSets, bucketed: bool, mixed: bool) -> N
     assert [position for position, _, _ in stream] == list(range(total))
     drawn = Counter(number for _, number, _ in stream)
     assert drawn == ({0: 80, 1: 160} if mixed else {0: total})
-    for number, size in enumerate([30, 11][: len(drawn)]):
+    for number, size in enumerate([30, 29][: len(drawn)]):
         keys = [key for _, which, key in stream if which == number]
         if not bucketed:
             for first in range(0, len(keys) - size + 1, size):
@@ -114,8 +115,8 @@ def test_elastic_and_complete(sets: ShardSets, bucketed: bool, mixed: bool) -> N
 
 def test_merged_facts(sets: ShardSets) -> None:
     assert sets.classes == ("a", "b")
-    assert sets.num_samples == 41
-    assert sets.class_counts == (round(41 / 3), round(82 / 3))
+    assert sets.num_samples == 59
+    assert sets.class_counts == (round(59 / 3), round(118 / 3))
     alone = [ShardSets([WeightedSet(store.root)]) for store in sets.stores]
     assert len({sets.fingerprint, *(one.fingerprint for one in alone)}) == 3
     assert alone[0].fingerprint == sets.manifests[0].fingerprint
@@ -159,3 +160,13 @@ def test_a_bad_image_is_replaced_by_one_of_its_bucket(tmp_path: Path) -> None:
     for batch in batches:
         height, width = batch.images.shape[2:]
         assert all(key.endswith(f"-{height}x{width}") for key in batch.keys)
+
+
+def test_too_few_images_of_a_shape_go_to_the_nearest(tmp_path: Path) -> None:
+    """Of shard_set's first five, two are upright and three square; none is lying."""
+    root = ShardSets.of(shaped_set(tmp_path, "d", [5]))
+    totals = {}
+    for batch_size in (2, 3, 4):
+        (selection,) = select(root, SHAPES, batch_size)
+        totals[batch_size] = [int(sizes.sum()) for sizes in selection.sizes]
+    assert totals == {2: [2, 3, 0], 3: [0, 5, 0], 4: [0, 5, 0]}
