@@ -46,7 +46,7 @@ class ShardSets:
             place = shown(one.root) if is_remote(one.root) else one.root
             if not 0.0 < one.weight < float("inf"):
                 raise ValueError(f"{place}: its weight is {one.weight}; it must be positive")
-            if roots.count(one.root) > 1:
+            if [root.rstrip("/") for root in roots].count(one.root.rstrip("/")) > 1:
                 raise ValueError(f"{place}: mixed in twice; name each shard set once")
         self.stores: tuple[ShardStore, ...] = tuple(open_store(root, cache) for root in roots)
         self.weights = tuple(one.weight for one in sets)
@@ -137,6 +137,7 @@ def set_names(roots: Sequence[str]) -> tuple[str, ...]:
     """A short name for each set, all different: the end of its place, numbered where need be."""
     paths = [shown(root).partition("?")[0] if is_remote(root) else root for root in roots]
     ends = [path.rstrip("/").rpartition("/")[2] for path in paths]
-    return tuple(
-        end if ends.count(end) == 1 else f"{end}-{number}" for number, end in enumerate(ends)
-    )
+    names = [end if ends.count(end) == 1 else f"{end}-{n}" for n, end in enumerate(ends)]
+    if len(set(names)) < len(names):  # a number made one of them another's name
+        names = [f"{n}-{end}" for n, end in enumerate(ends)]
+    return tuple(names)

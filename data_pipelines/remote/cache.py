@@ -46,7 +46,8 @@ class CacheSettings:
     """Where remote shards are kept, and how long a server may fail.
 
     Attributes:
-        folder: A folder on a local disk; all processes of the node give the same.
+        folder: A folder of its own on a local disk; all processes of the node give the same.
+            Several runs may share it: while one waits for room, all fetch less ahead of need.
         max_bytes: Most bytes in it.
         stall_s: As in `Limits`.
         give_up_s: As in `Limits`; also how long to wait for room.

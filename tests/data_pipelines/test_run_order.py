@@ -127,6 +127,7 @@ def test_merged_facts(sets: ShardSets) -> None:
 def test_names() -> None:
     assert set_names(["data/a", "s3://b/c/"]) == ("a", "c")
     assert set_names(["x/a", "y/a", "b"]) == ("a-0", "a-1", "b")
+    assert set_names(["x/a", "y/a", "c/a-0"]) == ("0-a", "1-a", "2-a-0")
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])

@@ -21,6 +21,8 @@ from data_pipelines.remote import request as remote_source
 from data_pipelines.remote.cache import CacheSettings
 from data_pipelines.remote.fetch import Limits, ShardFetchError
 from data_pipelines.shard_index import index_path
+from data_pipelines.shard_sets import ShardSets, WeightedSet, set_names
+from data_pipelines.shards import ShardReader
 from data_pipelines.store import (
     LocalStore,
     RemoteStore,
@@ -214,6 +216,68 @@ def test_a_query_is_sent_and_not_shown(
     with pytest.raises(ShardFetchError, match="HTTP status 403") as caught:
         store.local(1)
     assert "secret" not in str(caught.value) + store.root + caplog.text
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/set/manifest.json?sig=ab%3Dsecret%2F",
+        "ftp://x/?X-Amz-Signature=secret",
+        "http://[bad/?X-Amz-Signature=secret",
+    ],
+)
+def test_what_a_server_leads_to_is_not_shown(
+    served: tuple[HostileServer, Manifest], location: str
+) -> None:
+    """Nor the URL as the client writes it anew, with other escapes."""
+    server, _ = served
+    server.always["/set/manifest.json"] = Fault(status=302, headers={"Location": location})
+    with pytest.raises(ShardFetchError, match="Redirect") as caught:
+        load_manifest(server.url + "/set?sig=ab%2Fcd%3Dsecret%7E", QUICK)
+    assert "secret" not in str(caught.value)
+
+
+def test_errors_of_several_sets_do_not_show_secrets(
+    served: tuple[HostileServer, Manifest], tmp_path: Path
+) -> None:
+    server, _ = served
+    url = server.url.replace("http://", "http://user:secret@") + "/set?sig=secret"
+    for sets in ([WeightedSet(url, 0.0)], [WeightedSet(url), WeightedSet(url)]):
+        with pytest.raises(ValueError, match=r"/set\?\.\.\.: ") as caught:
+            ShardSets(sets, cache(tmp_path / "cache"))
+        assert "secret" not in str(caught.value)
+    assert set_names(["https://h/a/set/?sig=secret", "https://h/b/set?...", "s3://b/c/"]) == (
+        "set-0",
+        "set-1",
+        "c",
+    )
+
+
+def test_readers_of_several_sets_make_room_for_each_other(
+    served: tuple[HostileServer, Manifest], tmp_path: Path
+) -> None:
+    """One thread reads from two sets in turn; the cache holds one shard of one of them."""
+    server, manifest = served
+    room = max(shard.bytes for shard in manifest.shards)
+    settings = cache(tmp_path / "cache", room)
+    readers = [ShardReader(open_store(server.url + "/set", settings)) for _ in range(2)]
+    for reader, other in zip(readers, readers[::-1], strict=True):
+        reader.beside = [other]
+    first = [reader.key(shard, 0) for shard in range(3) for reader in readers]
+    again = [reader.key(shard, 0) for shard in range(3) for reader in readers]
+    assert first == again
+    assert len(set(first)) == 3
+
+
+def test_waiting_for_an_index_counts(
+    served: tuple[HostileServer, Manifest], tmp_path: Path
+) -> None:
+    server, _ = served
+    store = open_store(server.url + "/set", cache(tmp_path / "cache"))
+    store.index(0)
+    assert store.counts.take().wait_seconds > 0
+    store.index(0)
+    assert store.counts.take().wait_seconds == 0
 
 
 def test_headers_of_the_users_fsspec_configuration(

@@ -114,7 +114,7 @@ class TestMixture:
 
     def test_twice_the_same_set(self, tiny_config: WriteConfig, tiny_shards: Path) -> None:
         with pytest.raises(ValueError, match="mixed in twice"):
-            trainer_of(tiny_config(data={"mix_with": [{"path": str(tiny_shards)}]}))
+            trainer_of(tiny_config(data={"mix_with": [{"path": f"{tiny_shards}/"}]}))
 
 
 class TestBuckets:

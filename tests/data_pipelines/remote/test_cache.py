@@ -18,7 +18,7 @@ import pytest
 from data_pipelines.manifest import Manifest, ShardSetError
 from data_pipelines.remote import node_locks
 from data_pipelines.remote.cache import Cache, CacheSettings
-from data_pipelines.remote.cache_files import CacheFullError, Held, Part
+from data_pipelines.remote.cache_files import CacheDiskError, CacheFullError, Held, Part
 from data_pipelines.remote.fetch import Clock, ShardFetchError, Stopped, never
 from data_pipelines.remote.node_locks import (
     EXCLUSIVE,
@@ -59,6 +59,10 @@ def stored(folder: Path) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def put_all(part: Part) -> None:
+    part.append(bytes(SIZE))
 
 
 def put(cache: Cache, digest: str, size: int = SIZE) -> Held:
@@ -304,6 +308,136 @@ def test_small_files(tmp_path: Path) -> None:
     assert [path.stem[:2] for path in files(tmp_path)] == ["aa"]
 
 
+def test_waiting_for_a_hung_index_ends(tmp_path: Path) -> None:
+    cache = Cache(settings(tmp_path, give_up_s=0.3))
+    (tmp_path / "aa").mkdir()
+    other = LockFile(tmp_path / f"aa/{A}.0.part", os.O_RDWR | os.O_CREAT)
+    assert other.lock(EXCLUSIVE)
+    with pytest.raises(ShardFetchError, match=r"what it is.*another process.*0\.3 s"):
+        cache.read(A, lambda: b"", what="what it is")
+    other.close()
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    """Whatever is put into the folder: it is neither counted nor removed."""
+    cache = Cache(settings(tmp_path, 2))
+    others = [
+        tmp_path / "photos/wedding.jpg",
+        tmp_path / "photos/video.part",
+        tmp_path / "aa/notes.tar",
+        tmp_path / f"aa/{B}.tar",
+        tmp_path / f"photos/{A}.tar",
+    ]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(3 * SIZE))
+        os.utime(path, (1, 1))
+    (tmp_path / f"aa/{'aa' * 31}bb.tar").symlink_to(others[0])
+    assert cache.total() == 0
+    for digest in (A, B, C):
+        put(cache, digest).close()
+    assert cache.total() == 2 * SIZE
+    assert all(path.stat().st_size == 3 * SIZE for path in others)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.pdf").touch()
+    with pytest.raises(ValueError, match=r"holds other files \('thesis.pdf'\).*folder of its own"):
+        Cache(settings(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.pdf"]
+    cache = Cache(settings(tmp_path / "cache"))
+    tag = (tmp_path / "cache/CACHEDIR.TAG").read_text()
+    assert tag.startswith("Signature: 8a477f597d28d172789f06886806bc55\n")
+    put(cache, A).close()
+    (tmp_path / "cache/note").touch()  # it is a cache, whatever came into it later
+    with put(Cache(settings(tmp_path / "cache")), A):
+        pass
+    (tmp_path / "cache/CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
+    with pytest.raises(ValueError, match=r"holds other files \('note'\)"):
+        Cache(settings(tmp_path / "cache"))
+    (tmp_path / "cache/note").unlink()
+    Cache(settings(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("number", "call", "kind", "remedy"),
+    [
+        (errno.ENOSPC, "mkdir", CacheFullError, "bytes.*free some space"),
+        (errno.EDQUOT, "mkdir", CacheFullError, "bytes.*free some space"),
+        (errno.EROFS, "mkdir", CacheDiskError, "repair the disk or its rights"),
+        (errno.EMFILE, "listdir", CacheDiskError, "ulimit -n"),
+        (errno.EIO, "rename", CacheDiskError, "repair the disk or its rights"),
+    ],
+)
+def test_a_failing_disk_is_an_error_of_the_set(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    call: str,
+    kind: type[CacheDiskError],
+    remedy: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    cache = Cache(settings(tmp_path))
+    monkeypatch.setattr(os, call, fail)
+    message = rf"{tmp_path}: .*{os.strerror(number)}.*{remedy}"
+    with pytest.raises(ShardSetError, match=message) as caught:
+        put(cache, A)
+    assert type(caught.value) is kind
+    with pytest.raises(kind, match=message):
+        cache.read(B, lambda: b"", what="x")
+
+
+def test_who_waits_first_gives_up_its_own(tmp_path: Path) -> None:
+    cache = Cache(settings(tmp_path, 2, give_up_s=0.3))
+    own = [put(cache, A), put(cache, B)]
+
+    def full() -> None:
+        own.pop().close()
+
+    clock = Clock(cache._limits)
+    held, _ = cache.hold(C, SIZE, put_all, what="x", clock=clock, stop=never, full=full)
+    assert {path.stem[:2] for path in files(tmp_path)} == {"aa", "cc"}
+    assert not cache.is_wanted()
+    held.close()
+
+
+def test_who_reads_goes_first(tmp_path: Path) -> None:
+    """Who fetches ahead of need takes no room while a reader waits for it."""
+    cache = Cache(settings(tmp_path, 2, give_up_s=30.0))
+    first, second = put(cache, A), put(cache, B)
+    limits, got = cache._limits, []
+
+    def read() -> None:
+        got.append(
+            cache.hold(
+                C, 2 * SIZE, put_all, what="x", clock=Clock(limits), stop=never, full=lambda: None
+            )[0]
+        )
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while not cache.is_wanted():
+        time.sleep(0.01)
+    first.close()  # room for another small one, but not for the reader's
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    with pytest.raises(Stopped):
+        cache.hold("dd" * 32, SIZE, put_all, what="x", clock=Clock(limits), stop=stop)
+    second.close()
+    reader.join(30)
+    assert {path.stem[:2] for path in files(tmp_path)} == {"cc"}
+    assert not cache.is_wanted()
+    got[0].close()
+
+
 def test_locks(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     first, second = LockFile(tmp_path / "f"), LockFile(tmp_path / "f")
@@ -383,7 +517,10 @@ def test_the_limit_of_open_files_is_raised() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
         assert allowed_open_files(200) == 200
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 400
+        assert allowed_open_files(200, 3) == 200
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1200
         if old[1] != resource.RLIM_INFINITY:
+            assert allowed_open_files(hard, 3) == hard // 6
             assert allowed_open_files(hard) == hard // 2
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, old)

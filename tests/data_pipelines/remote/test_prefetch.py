@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from data_pipelines.loader import make_loader
 from data_pipelines.manifest import Manifest
+from data_pipelines.order.order import Order
 from data_pipelines.remote.cache import CacheSettings
 from data_pipelines.remote.prefetch import SIGHT, Prefetcher
+from data_pipelines.shard_sets import ShardSets, WeightedSet
 from data_pipelines.store import LocalStore, RemoteStore, open_store
 from tests.data_pipelines.remote.hostile_server import Fault, HostileServer
-from tests.data_pipelines.remote.remote_sets import random_set
+from tests.data_pipelines.remote.remote_sets import random_set, sample_set
 
 pytest.importorskip("aiohttp")
 
@@ -174,6 +177,99 @@ def test_local_sets_and_large_shards_are_passed_over(
     time.sleep(0.1)
     assert 6 not in asked(server)
     prefetcher.close()
+
+
+def test_what_is_needed_next_takes_the_place_of_what_is_needed_later(
+    served: tuple[HostileServer, Manifest], tmp_path: Path
+) -> None:
+    server, manifest = served
+    store = open_set(server, manifest, tmp_path / "cache")
+    needs = steps(0, 1, 2, 3, 0, 4, 1)
+    prefetcher = Prefetcher([store], needs, max_bytes=3 * SIZE, threads=1)
+    until(lambda: held(prefetcher) == {0, 1, 2})
+    prefetcher.consumed(1)  # 0 is needed again, but 3 before it
+    until(lambda: held(prefetcher) == {1, 2, 3})
+    prefetcher.consumed(2)
+    until(lambda: held(prefetcher) == {2, 3, 0})
+    prefetcher.consumed(3)
+    until(lambda: held(prefetcher) == {3, 0, 4})
+    prefetcher.consumed(4)
+    until(lambda: held(prefetcher) == {0, 4, 1})
+    prefetcher.close()
+    assert server.sent() == 5 * SIZE  # what was given up was still in the cache
+
+
+def test_gives_up_its_shards_while_a_reader_waits(
+    served: tuple[HostileServer, Manifest], tmp_path: Path
+) -> None:
+    """Those that are needed last first, however much of the cache is its share."""
+    server, manifest = served
+    store = open_set(server, manifest, tmp_path / "cache", 3, give_up_s=60.0)
+    other = open_set(server, manifest, tmp_path / "cache", 3, give_up_s=60.0)
+    prefetcher = Prefetcher([store], steps(0, 1, 2), max_bytes=3 * SIZE)
+    until(lambda: held(prefetcher) == {0, 1, 2})
+    with other.local(5) as handle:  # type: ignore[attr-defined]
+        assert handle.path.exists()
+        assert 0 in held(prefetcher)
+    assert other.counts.shards_fetched == 1
+    until(lambda: held(prefetcher) == {0, 1, 2})
+    prefetcher.close()
+
+
+def test_one_cause_is_told_once(
+    served: tuple[HostileServer, Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, manifest = served
+    for shard in manifest.shards:
+        server.always[f"/set/{shard.path}"] = Fault(status=403)
+    store = open_set(server, manifest, tmp_path / "cache")
+    with caplog.at_level(logging.WARNING, logger="data_pipelines"):
+        prefetcher = Prefetcher([store], steps(*range(8)), max_bytes=8 * SIZE)
+        until(lambda: len(prefetcher._failed) == 8)
+        prefetcher.close()
+    assert len(caplog.messages) == 1
+    assert sorted(asked(server)) == list(range(8))  # none was tried again at once
+
+
+@pytest.mark.parametrize(
+    ("counts", "streams", "window", "batch", "workers"),
+    [
+        ([10] * 16, 4, 1, 12, 0),
+        ([10] * 32, 4, 2, 16, 0),
+        ([1, 2, 3, 5, 8, 13] * 5 + [60, 80], 4, 1, 16, 0),
+        ([10] * 16, 4, 1, 12, 2),
+    ],
+)
+@pytest.mark.parametrize("part", [0.0, 1.0])
+def test_a_small_cache_suffices(
+    tmp_path: Path,
+    counts: list[int],
+    streams: int,
+    window: int,
+    batch: int,
+    workers: int,
+    part: float,
+) -> None:
+    """From the least that is not refused on, runs go on, an epoch in sight or more."""
+    manifest = sample_set(tmp_path / "root/set", counts)
+    sizes = sorted((shard.bytes for shard in manifest.shards), reverse=True)
+    order = Order(counts, seed=1, streams=streams, window=window)
+    shards = order.working_set(batch, 1, 1)
+    least, enough = sum(sizes[: -(-shards // 2)]), sum(sizes[:shards])
+    room = int(least + part * (enough - least))
+    with HostileServer(tmp_path / "root") as server:
+        settings = CacheSettings(tmp_path / "cache", room, 5.0, 5.0, 0.01)
+        loader = make_loader(
+            ShardSets([WeightedSet(server.url + "/set")], settings),
+            image_size=8,
+            batch_size=batch,
+            total_images=2 * sum(counts),
+            seed=1,
+            streams=streams,
+            window=window,
+            workers=workers,
+        )
+        assert sum(len(batch.keys) for batch in loader) >= 2 * sum(counts)
 
 
 def test_a_failure_is_left_to_the_reader(
