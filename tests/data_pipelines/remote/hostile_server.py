@@ -192,8 +192,13 @@ class _Handler(BaseHTTPRequestHandler):
         piece = 1 if fault.drip_s else _PIECE
         while request.sent < last:
             block = data[request.sent : min(last, request.sent + piece)]
-            self.wfile.write(block)
+            # Counted first: the client may have it, and ask for the count, before we go on.
             request.sent += len(block)
+            try:
+                self.wfile.write(block)
+            except OSError:
+                request.sent -= len(block)
+                raise
             self.owner.sending.set()
             if fault.drip_s and self.owner.over.wait(fault.drip_s):
                 break
