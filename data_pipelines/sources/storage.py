@@ -128,11 +128,6 @@ class Filters:
         limits = (self.min_side, self.max_side, self.min_aspect, self.max_aspect)
         return any(limit is not None for limit in limits)
 
-    @property
-    def by_caption(self) -> bool:
-        """Whether an image's caption matters."""
-        return self.min_caption is not None or self.max_caption is not None
-
     def recipe(self) -> dict[str, Any]:
         """The limits that are set: JSON values."""
         limits = {field.name: getattr(self, field.name) for field in fields(self)}

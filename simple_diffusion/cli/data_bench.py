@@ -1,11 +1,9 @@
 """`simple-diffusion data bench`."""
 
 import argparse
-from typing import TypeAlias
 
+from simple_diffusion.cli.data_options import SubParsers
 from simple_diffusion.cli.sampling_options import height_and_width
-
-SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EXAMPLE = """\
 example:
