@@ -12,6 +12,12 @@ from typing import Literal
 import draccus
 
 from simple_diffusion.config_checks import require
+from simple_diffusion.config_cluster import (
+    CheckpointConfig,
+    HealthConfig,
+    InitConfig,
+    ParallelConfig,
+)
 from simple_diffusion.config_data import DataConfig
 from simple_diffusion.diffusion import schedules, timesteps, weighting
 from simple_diffusion.diffusion.objectives import Denoising
@@ -207,10 +213,15 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Averages of the weights. A length is the averaging width as a share of training so far."""
+    """Averages of the weights. A length is the averaging width as a share of training so far.
+
+    `snapshot_images`: keep the averages every so many images for ever, so that `simple-diffusion
+    ema` can rebuild averages of other lengths; null for no snapshots.
+    """
 
     lengths: tuple[float, ...] = (0.10,)
     every_steps: int = 1
+    snapshot_images: int | None = None
 
     def __post_init__(self) -> None:
         require(len(self.lengths) > 0, "ema.lengths needs at least one length")
@@ -221,13 +232,15 @@ class EmaConfig:
         names = {f"{length:.3f}" for length in self.lengths}
         require(len(names) == len(self.lengths), "ema.lengths must differ in three decimals")
         require(self.every_steps >= 1, "ema.every_steps must be at least 1")
+        snapshot = self.snapshot_images
+        require(snapshot is None or snapshot >= 1, "ema.snapshot_images must be at least 1")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop. `batch_size` is global; `micro_batch_size` is per device, null for no accumulation.
 
-    `compile` compiles the network with torch.compile; on CPUs it costs minutes and gains nothing.
+    `compile` compiles each block with torch.compile; on CPUs it costs minutes and gains nothing.
     """
 
     batch_size: int = 64
@@ -241,23 +254,6 @@ class TrainConfig:
         require(self.total_images >= 1, "train.total_images must be at least 1")
         micro = self.micro_batch_size
         require(micro is None or micro >= 1, "train.micro_batch_size must be at least 1")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Save every so many images; keep the newest `keep` and multiples of `milestone_images`."""
-
-    every_images: int = 10_000
-    keep: int = 2
-    milestone_images: int | None = None
-
-    def __post_init__(self) -> None:
-        require(self.every_images >= 1, "checkpoint.every_images must be at least 1")
-        require(self.keep >= 1, "checkpoint.keep must be at least 1")
-        milestone = self.milestone_images
-        require(
-            milestone is None or milestone >= 1, "checkpoint.milestone_images must be at least 1"
-        )
 
 
 @dataclass(frozen=True)
@@ -352,13 +348,20 @@ class ScoresConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """A metrics line every so many images; `tracker` is a further one besides JSON lines."""
+    """A metrics line every so many images; `tracker` is a further one besides JSON lines.
+
+    `peak_tflops` is what one device can do in training's precision, for the share of it that is
+    used (MFU); null looks the device up in a table.
+    """
 
     every_images: int = 1_000
     tracker: Literal["none", "tensorboard"] = "none"
+    peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
         require(self.every_images >= 1, "log.every_images must be at least 1")
+        peak = self.peak_tflops
+        require(peak is None or 0.0 < peak < math.inf, "log.peak_tflops must be positive")
 
 
 @dataclass(frozen=True)
@@ -380,6 +383,9 @@ class RunConfig:
     grids: GridConfig = field(default_factory=GridConfig)
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    init_from: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed must lie in [0, 2^32)")

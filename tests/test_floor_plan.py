@@ -21,8 +21,10 @@ LAW: dict[str, set[str]] = {
     "data_pipelines": set(),
     "eval": set(),  # metrics and reports see images and numbers, nothing else
     "config": {"diffusion", "models"},
-    "plan": {"config", "models", "diffusion"},
-    "training": {"diffusion", "models", "config", "data_pipelines", "eval"},
+    "devices": set(),  # what accelerators can do
+    "plan": {"config", "models", "diffusion", "devices"},
+    # plan counts the FLOPs that training measures itself by
+    "training": {"diffusion", "models", "config", "data_pipelines", "eval", "plan", "devices"},
     "pipelines": {"diffusion", "models"},
     # studies and evaluations act on whole runs: they read configs and data as training does
     "eval_runs": {"eval", "training", "pipelines", "config", "plan", "data_pipelines", "diffusion"},
@@ -35,6 +37,7 @@ ROOMS = {
     "simple_diffusion": "root",
     "simple_diffusion.__main__": "root",
     "simple_diffusion.config_checks": "config",
+    "simple_diffusion.config_cluster": "config",
     "simple_diffusion.config_data": "config",
     "simple_diffusion.config_files": "config",
     "eval.evaluate": "eval_runs",
