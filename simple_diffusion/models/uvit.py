@@ -15,6 +15,7 @@ from simple_diffusion.models.attention import Backend, check_backend
 from simple_diffusion.models.blocks import MLPKind, Norm, TransformerBlock
 from simple_diffusion.models.branches import Branches, start_branches
 from simple_diffusion.models.conditioning import Conditioner
+from simple_diffusion.models.execution import compile_blocks, recompute_blocks
 from simple_diffusion.models.layers import at_least_float32
 from simple_diffusion.models.levels import Level, Skips
 from simple_diffusion.models.positions import LearnedPositions, Positions, axial_rotation
@@ -174,6 +175,38 @@ class UViT(nn.Module):
             raise ValueError("null_label: this network is unconditional (num_classes=0)")
         return self.num_classes
 
+    def blocks(self, level: int) -> list[nn.Module]:
+        """The residual blocks of a level: 0 is the highest resolution, the last the transformer.
+
+        Raises:
+            ValueError: no such level.
+        """
+        if not 0 <= level <= len(self.levels):
+            raise ValueError(
+                f"level {level}: this network has the levels 0 to {len(self.levels)}, of which "
+                f"{len(self.levels)} is the transformer"
+            )
+        if level == len(self.levels):
+            return list(self.transformer)
+        one = cast("Level", self.levels[level])
+        return [*one.down_blocks, *one.up_blocks]
+
+    def recompute(self, levels: Sequence[int]) -> None:
+        """Do not keep the activations of these levels' blocks (see `blocks`) for the backward pass.
+
+        Once, and after `compile_blocks`.
+
+        Raises:
+            ValueError: no such level.
+        """
+        for level in levels:
+            recompute_blocks(self.blocks(level))
+
+    def compile_blocks(self) -> None:
+        """Compile every block with torch.compile; state-dict keys stay as they are."""
+        for level in range(len(self.levels) + 1):
+            compile_blocks(self.blocks(level))
+
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """What the network makes of noisy images.
 
@@ -212,6 +245,8 @@ class UViT(nn.Module):
             rotation = axial_rotation(rows, columns, self.head_dim, h.device)
         else:
             tokens = tokens + self.positions(rows, columns)
+        # Compiled by itself on a CPU, a block that is given strided tokens has wrong gradients.
+        tokens = tokens.contiguous()
         for block in self.transformer:
             tokens = block(tokens, condition, rotation)
         return tokens.transpose(1, 2).unflatten(2, (rows, columns))
