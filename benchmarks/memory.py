@@ -3,7 +3,7 @@
     python benchmarks/memory.py configs/icons_512.yaml --steps 20 --data.path=data/icons_64
 
 The real trainer runs in a process of its own with all that a run has: training, validation, sample
-grids, checkpoints, report. Measured is the growth of its resident memory from after the imports to
+grids, checkpoints (one while training goes on), report. Measured is the growth of its resident memory from after the imports to
 its peak. What takes time but no memory is cut short: steps of sampling, levels and batches of
 validation. Nothing of the run is kept.
 """
@@ -47,6 +47,8 @@ def main() -> None:
     from simple_diffusion.plan import make_plan
 
     config = load_config(args.config, overrides)
+    if args.steps < 4:
+        raise SystemExit(f"--steps {args.steps}: at least 4, so that a checkpoint lies between")
     batch = config.train.batch_size
     overrides += [
         f"--train.total_images={args.steps * batch}",
@@ -55,6 +57,8 @@ def main() -> None:
         "--sampling.steps=4",
         "--grids.steps=4",
         "--data.workers=0",
+        "--scores.num=0",  # the plan leaves the extractor out
+        f"--checkpoint.every_images={args.steps // 2 * batch}",  # written while training goes on
     ]
     plan = make_plan(load_config(args.config, overrides))
     with tempfile.TemporaryDirectory() as folder:

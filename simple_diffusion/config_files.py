@@ -42,6 +42,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return decode(merge(tree, command_line), sources, str(path))
 
 
+def parse_config(text: str, origin: str) -> RunConfig:
+    """Read what `dump_config` wrote.
+
+    Raises:
+        ConfigError: as `load_config`, blaming `origin`.
+    """
+    tree = _parse_yaml(text, origin)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{origin}: holds no config")
+    return decode(tree, {}, origin)
+
+
 def decode(tree: dict[str, Any], sources: Sources, origin: str) -> RunConfig:
     """Check a nested dict against the dataclasses of a run, and build the config.
 

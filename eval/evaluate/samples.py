@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simple_diffusion.config import SamplingConfig
 from simple_diffusion.diffusion.generate import to_uint8
-from simple_diffusion.training.assemble import make_sampling, sample_settings
+from simple_diffusion.training.assemble_evaluator import make_sampling, sample_settings
 from simple_diffusion.training.grids import grid_labels
 from simple_diffusion.training.saved_run import SavedRun
 

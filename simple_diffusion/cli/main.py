@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from simple_diffusion import __version__
 
 # verb -> module with add_parser(subparsers); modules import what is heavy when they run.
-VERBS = ("train", "sample", "evaluate", "ablate", "export", "plan", "data")
+VERBS = ("train", "sample", "evaluate", "ablate", "ema", "export", "plan", "data")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -1,7 +1,10 @@
 """`simple-diffusion train`."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 EXAMPLE = """\
@@ -10,8 +13,9 @@ example:
   torchrun --nproc_per_node 8 -m simple_diffusion train configs/icons_512.yaml
 
 Every key of the config can be overridden as --section.key=value. The same command again resumes.
-Ctrl-C, SIGTERM and SIGUSR1 save first; the exit code is 130 for Ctrl-C and 75 for the others, on
-which schedulers should requeue. Under torchrun the code is torchrun's own.
+Ctrl-C, SIGTERM and SIGUSR1 save first; the exit code is 130 for Ctrl-C and 75 for the others and
+for a lost process, on which schedulers should requeue. Under torchrun the code is torchrun's own;
+docker/slurm_train.sh starts the processes itself.
 """
 
 
@@ -50,16 +54,32 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
     from simple_diffusion.training.assemble import assemble
-    from simple_diffusion.training.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
+    from simple_diffusion.training.signals import EXIT_REQUEUE
+    from simple_diffusion.training.trainer import PeerLostError
 
     trainer = assemble(config)
-    received = trainer.run().received
-    if not trainer.accelerator.is_main_process:
-        return 0 if received is None else EXIT_REQUEUE
-    where, seen = Path(config.run_dir), trainer.images_seen
+    try:
+        received = trainer.run().received
+    except PeerLostError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_REQUEUE)  # an orderly end would wait for the lost process
+    trainer.accelerator.end_training()
+    if trainer.accelerator.is_main_process:
+        _say_how_it_ended(received, Path(config.run_dir), trainer.images_seen)
+    return _exit_code(received)
+
+
+def _say_how_it_ended(received: Signals | None, run_dir: Path, seen: int) -> None:
     if received is None:
-        print(f"done: {seen} images; look at {where / 'report.html'}")
-        print(f"      and {where / 'samples' / 'final.png'}")
+        print(f"done: {seen} images; look at {run_dir / 'report.html'}")
+        print(f"      and {run_dir / 'samples' / 'final.png'}")
+    else:
+        print(f"stopped by {received.name} at image {seen}, saved; the same command resumes")
+
+
+def _exit_code(received: Signals | None) -> int:
+    from simple_diffusion.training.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
+
+    if received is None:
         return 0
-    print(f"stopped by {received.name} at image {seen}, saved; the same command resumes")
     return EXIT_INTERRUPTED if received.name == "SIGINT" else EXIT_REQUEUE

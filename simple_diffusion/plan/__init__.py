@@ -1,5 +1,16 @@
 """What a config will cost, before anyone pays for it: parameters, FLOPs, memory and rate."""
 
+from simple_diffusion.plan.cluster import ClusterPlan, Terms, make_cluster_plan, parse_devices
+from simple_diffusion.plan.cluster_text import cluster_json, cluster_text
 from simple_diffusion.plan.plan import Plan, make_plan
 
-__all__ = ["Plan", "make_plan"]
+__all__ = [
+    "ClusterPlan",
+    "Plan",
+    "Terms",
+    "cluster_json",
+    "cluster_text",
+    "make_cluster_plan",
+    "make_plan",
+    "parse_devices",
+]

@@ -12,7 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Part = Literal["weights", "gradients", "optimiser", "averages", "batch", "activations"]
+Part = Literal[
+    "weights", "gradients", "optimiser", "averages", "checkpoint", "batch", "activations"
+]
 PARTS: tuple[Part, ...] = get_args(Part)
 Parts = dict[Part, int]
 
@@ -28,6 +30,8 @@ class LiveMemory(TorchDispatchMode):
     Attributes:
         trace: what was allocated (number of the storage, bytes) and freed (number, -bytes), in
             order, flattened.
+        moments: bytes of each part of PARTS when something had been allocated since
+            `forget_peak`, in order, flattened.
     """
 
     def __init__(self) -> None:
@@ -35,6 +39,7 @@ class LiveMemory(TorchDispatchMode):
         self._fake = FakeTensorMode()
         self._faking = True
         self.trace: array[int] = array("q")
+        self.moments: array[int] = array("q")
         self._storages = 0
         self._parts: dict[int, Part] = {}
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -54,6 +59,10 @@ class LiveMemory(TorchDispatchMode):
 
     def forget_peak(self) -> None:
         """Start the search for the largest moment afresh."""
+        self.moments = array("q", self._live.values())
+        self._keep_peak()
+
+    def _keep_peak(self) -> None:
         self._peak_total, self._peak = self._total, dict(self._live)
 
     def claim(self, part: Part, tensors: Iterable[Tensor | None]) -> None:
@@ -96,7 +105,7 @@ class LiveMemory(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
         if self._total > self._peak_total:
-            self.forget_peak()
+            self._keep_peak()
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -117,3 +126,4 @@ class LiveMemory(TorchDispatchMode):
         self._references[key] = weakref.ref(storage, gone)
         self._live["activations"] += size
         self._total += size
+        self.moments.extend(self._live.values())

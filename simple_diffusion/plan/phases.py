@@ -88,11 +88,11 @@ class Rehearsal:
 
     Args:
         config: the run.
-        devices: over how many the batch is divided.
+        devices: over how many the batch is divided; each holds all of the weights.
     """
 
     def __init__(self, config: RunConfig, devices: int) -> None:
-        self.config = config
+        self.config, self.devices = config, devices
         self.share, self.micro = local_batch(config, devices)
         self.memory = LiveMemory()
         self.objective = build_objective(
@@ -100,6 +100,7 @@ class Rehearsal:
         )
         with self.memory:
             self.network = build_network(config.model, config.data.image_size)
+            self.network.recompute(config.parallel.recompute)
             self.averages = [
                 build_network(config.model, config.data.image_size).requires_grad_(False).eval()
                 for _ in config.ema.lengths
@@ -116,19 +117,38 @@ class Rehearsal:
         for parameter in self.network.parameters():
             parameter.register_post_accumulate_grad_hook(self._claim_gradient)
 
-    def training(self) -> Parts:
-        """Peak of a training step once the optimiser has its state."""
+    def micro_batch(self) -> Parts:
+        """Peak of one micro-batch forward and backward, without optimiser state."""
         with self.memory:
+            self.memory.forget_peak()
+            model = _in_precision(self.network, self.config.train.precision)
+            self._forward_backward(model, self._draw_batch(), 0)
+        return self.memory.peak
+
+    def training(self) -> Parts:
+        """Peak of a training step while a checkpoint is written, from a copy, beside it."""
+        with self.memory:
+            copies: list[Tensor] = []
             for _ in range(STEPS):
                 self.memory.forget_peak()
                 self._step()
                 for state in self.optimizer.state.values():
                     self.memory.claim("optimiser", state.values())
+                copies = self._copy_all() if not copies else []
         return self.memory.peak
+
+    def _copy_all(self) -> list[Tensor]:
+        tensors = [p for network in (self.network, *self.averages) for p in network.parameters()]
+        tensors += [t for state in self.optimizer.state.values() for t in state.values()]
+        with torch.no_grad():
+            copies = [torch.empty_like(tensor) for tensor in tensors]
+        self.memory.claim("checkpoint", copies)
+        return copies
 
     def validation(self) -> Parts:
         """Peak of the validation loss of one batch."""
-        size = min(self.config.validation.batch_size, self.config.validation.images)
+        given = self.config.validation
+        size = min(given.batch_size, math.ceil(given.images / self.devices))
         with self.memory, torch.no_grad():
             self.memory.forget_peak()
             self._validate(self._uint8(size))
@@ -139,7 +159,10 @@ class Rehearsal:
         num = max(self.config.grids.num, self.config.grids.final_num)
         with self.memory, torch.no_grad():
             self.memory.forget_peak()
-            _picture(self._samples(num))
+            images = self._samples(math.ceil(num / self.devices))
+            if self.devices > 1:
+                images = torch.cat([images] * self.devices)[:num]  # everyone's
+            _picture(images)
         return self.memory.peak
 
     def _uint8(self, count: int) -> Tensor:
@@ -156,18 +179,9 @@ class Rehearsal:
 
     def _step(self) -> None:
         batch = self._draw_batch()
-        labels = batch.labels
         model = _in_precision(self.network, self.config.train.precision)
         for number in range(min(MICRO_BATCHES, math.ceil(self.share / self.micro))):
-            here = slice(number * self.micro, (number + 1) * self.micro)
-            part = Batch(
-                batch.x0[here],
-                batch.eps[here],
-                batch.t[here],
-                None if labels is None else labels[here],
-            )
-            losses = self.objective(model, part)
-            (losses.loss.sum() / self.share).backward()
+            self._forward_backward(model, batch, number)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -176,6 +190,13 @@ class Rehearsal:
                 torch._foreach_lerp_(
                     list(average.parameters()), list(self.network.parameters()), 0.5
                 )
+
+    def _forward_backward(self, model: Network, batch: Batch, number: int) -> None:
+        here = slice(number * self.micro, (number + 1) * self.micro)
+        labels = None if batch.labels is None else batch.labels[here]
+        part = Batch(batch.x0[here], batch.eps[here], batch.t[here], labels)
+        losses = self.objective(model, part)
+        (losses.loss.sum() / self.share).backward()
 
     def _draw_batch(self) -> Batch:
         x0 = from_uint8(self.images)

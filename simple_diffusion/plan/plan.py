@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from simple_diffusion.config import RunConfig
 from simple_diffusion.plan.counts import count_flops, count_parameters
 from simple_diffusion.plan.live import PARTS
+from simple_diffusion.plan.paper import flop_lines, parameter_lines, row, si
 from simple_diffusion.plan.phases import Phase, PhaseMemory, local_batch, rehearse
 
 # What the trainer's evaluator allows the yardstick (eval.wiener): float32 coefficients of so many
@@ -72,52 +73,41 @@ class Plan:
             ValueError: no positive number of hours.
         """
         blocks = [
-            self._parameter_lines(),
-            self._flop_lines(),
+            parameter_lines(self.parameters),
+            flop_lines(self.forward_flops, self.step_flops),
             self._memory_lines(),
             self._run_lines(hours),
             self.notes,
         ]
         return f"plan of {self.name}\n\n" + "\n\n".join("\n".join(block) for block in blocks)
 
-    def _parameter_lines(self) -> Iterator[str]:
-        yield _row("parameters", _si(self.total_parameters))
-        for part, count in self.parameters.items():
-            yield _row(f"  {part}", _si(count), f"{count / self.total_parameters:6.1%}")
-
-    def _flop_lines(self) -> Iterator[str]:
-        ratio = self.step_flops / self.forward_flops
-        yield _row("FLOPs of an image", "", "  (a multiply-add is 2)")
-        yield _row("  forward", _si(self.forward_flops, "FLOP"))
-        yield _row("  training step", _si(self.step_flops, "FLOP"), f"  {ratio:.2f} x forward")
-
     def _memory_lines(self) -> Iterator[str]:
         batch = f"{self.images} images"
         if self.micro_batch < self.images:
             batch += f", {self.micro_batch} at once"
         yield f"memory in MB at the peak of each phase; {batch} a step"
-        yield _row("", *(f"{phase:>12}" for phase in self.memory))
+        yield row("", *(f"{phase:>12}" for phase in self.memory))
         for part in PARTS:
             sizes = [memory.parts[part] for memory in self.memory.values()]
-            yield _row(f"  {part}", *(f"{size / 1e6:12,.0f}" for size in sizes))
+            yield row(f"  {part}", *(f"{size / 1e6:12,.0f}" for size in sizes))
         holes = [m.total - sum(m.parts.values()) for m in self.memory.values()]
         known = all(memory.resident is not None for memory in self.memory.values())
-        yield _row(
+        yield row(
             "  allocator's holes",
             *(f"{hole / 1e6:12,.0f}" if known else f"{'unknown':>12}" for hole in holes),
         )
-        yield _row("  total", *(f"{m.total / 1e6:12,.0f}" for m in self.memory.values()))
+        yield row("  total", *(f"{m.total / 1e6:12,.0f}" for m in self.memory.values()))
         if self.yardstick:
-            yield _row("  Wiener yardstick", f"{self.yardstick / 1e6:12,.0f}", "  more, at the end")
-        yield _row("peak", f"{self.peak / 1e6:12,.0f}")
+            yield row("  Wiener yardstick", f"{self.yardstick / 1e6:12,.0f}", "  more, at the end")
+        yield row("peak", f"{self.peak / 1e6:12,.0f}")
 
     def _run_lines(self, hours: float | None) -> Iterator[str]:
         total = self.total_images * self.step_flops
-        yield _row("run", f"{self.total_images:,} images", f"  {_si(total, 'FLOP')}")
+        yield row("run", f"{self.total_images:,} images", f"  {si(total, 'FLOP')}")
         if hours is not None:
             rate = self.images_per_second(hours)
-            speed = _si(rate * self.step_flops, "FLOP/s")
-            yield _row(f"  in {hours:g} hours", f"{rate:,.3g} images/s", f"  {speed}")
+            speed = si(rate * self.step_flops, "FLOP/s")
+            yield row(f"  in {hours:g} hours", f"{rate:,.3g} images/s", f"  {speed}")
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -148,8 +138,12 @@ def make_plan(config: RunConfig) -> Plan:
 
 def _notes(config: RunConfig) -> Iterator[str]:
     yield "Memory is counted beyond the imported libraries, for one process on a CPU."
+    if config.parallel.strategy == "fsdp2":
+        yield "The config cuts the weights up between devices: plan it with --devices."
     if config.data.workers:
         yield "The loader's workers are processes of their own, and not counted."
+    if config.scores.num:
+        yield "The network that scores look at images with is not counted."
     if config.train.compile:
         yield "What torch.compile adds or saves is not counted."
 
@@ -160,17 +154,3 @@ def yardstick_bound(config: RunConfig) -> int:
         return 0
     pixels = 3 * config.data.image_size**2
     return min(YARDSTICK_COPIES * 4 * pixels * config.validation.wiener_images, YARDSTICK_LIMIT)
-
-
-def _row(title: str, *columns: str) -> str:
-    first, *others = (*columns, "")
-    return f"{title:22}{first:>12}{''.join(others)}".rstrip()
-
-
-def _si(value: float, unit: str = "") -> str:
-    """Three digits and a prefix: 29.2 M, 1.45 TFLOP."""
-    for prefix in ("", "k", "M", "G", "T", "P", "E", "Z"):
-        if value < 999.5 or prefix == "Z":
-            break
-        value /= 1000
-    return f"{value:.3g} {prefix}{unit}".rstrip()

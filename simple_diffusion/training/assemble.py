@@ -1,39 +1,41 @@
 """From a config to a trainer: every part gets what it uses, none gets the config."""
 
 import logging
-import os
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import is_tensorboard_available, set_seed
+from torch.distributed import new_group
 
-from data_pipelines.loader import Loader, evaluation_loader
-from data_pipelines.manifest import Manifest
-from data_pipelines.shard_sets import ShardSets, set_names
-from eval.features import open_extractor
-from eval.metrics import check_metrics
-from simple_diffusion.config import (
-    RunConfig,
-    SamplingConfig,
-    build_network,
-    build_objective,
-)
+from data_pipelines.shard_sets import set_names
+from simple_diffusion.config import RunConfig, build_network, build_objective
+from simple_diffusion.config_files import dump_config
+from simple_diffusion.devices import peak_tflops
 from simple_diffusion.diffusion.multiscale import scales
 from simple_diffusion.models.attention import check_backend
-from simple_diffusion.models.uvit import UViT
+from simple_diffusion.plan.counts import count_flops, count_parameters
+from simple_diffusion.training.agreement import Agreement
+from simple_diffusion.training.assemble_evaluator import DTYPES, make_evaluator, null_label_of
 from simple_diffusion.training.data_facts import DataFacts, held_out_path
 from simple_diffusion.training.draws import Draws
 from simple_diffusion.training.ema import Ema
-from simple_diffusion.training.evaluator import Evaluator
+from simple_diffusion.training.health import Health
+from simple_diffusion.training.keeper import Keeper
 from simple_diffusion.training.optim import adamw, learning_rate
-from simple_diffusion.training.reference import reference_statistics
-from simple_diffusion.training.run_folder import CHECKPOINTS, RunError, claim_run_folder
-from simple_diffusion.training.sampling import SampleSettings, Sampling
-from simple_diffusion.training.scores import Scorer
+from simple_diffusion.training.parallel import check_launch, check_shards, parallelise
+from simple_diffusion.training.run_folder import (
+    RunError,
+    checkpoint_root,
+    claim_run_folder,
+    snapshot_root,
+)
+from simple_diffusion.training.run_state import RunState
+from simple_diffusion.training.signals import StopSignals
 from simple_diffusion.training.state import CheckpointStore
-from simple_diffusion.training.telemetry import MetricsFile
+from simple_diffusion.training.stepper import Stepper
+from simple_diffusion.training.telemetry import MetricsFile, Window
 from simple_diffusion.training.train_data import (
     check_classes,
     check_synthetic,
@@ -43,8 +45,7 @@ from simple_diffusion.training.train_data import (
     train_loader,
 )
 from simple_diffusion.training.trainer import Intervals, Trainer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from simple_diffusion.training.watchdog import Watchdog, heartbeat_store
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +66,12 @@ def make_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
         mixed_precision="bf16" if config.train.precision == "bf16" else "no",
         log_with=None if config.log.tracker == "none" else config.log.tracker,
         project_dir=str(run_dir),
+        kwargs_handlers=[
+            # Gradients live in the buckets that are sent: a copy of the weights less.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        ],
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise RunError(
-            f"the launcher started {launched} processes, but {accelerator.num_processes} work "
-            "together; launch with: torchrun --nproc_per_node N -m simple_diffusion train ..."
-        )
+    check_launch(accelerator.num_processes)
     if config.train.batch_size % accelerator.num_processes:
         raise RunError(
             f"train.batch_size {config.train.batch_size} is not divisible by the "
@@ -97,6 +97,9 @@ def assemble(config: RunConfig) -> Trainer:
     set_seed(config.seed)
     network = build_network(config.model, config.data.image_size).to(accelerator.device)
     check_backend(config.model.attention, accelerator.device)
+    check_shards(config.parallel.strategy, config.parallel.shards, accelerator.num_processes)
+    for level in config.parallel.recompute:
+        network.blocks(level)  # refuses levels that it does not have
     schedule = config.schedule.build(config.data.image_size)
     objective = build_objective(config.objective, schedule)
     if objective.multiscale_from is not None:
@@ -110,8 +113,32 @@ def assemble(config: RunConfig) -> Trainer:
     accelerator.wait_for_everyone()
     if config.log.tracker != "none":
         accelerator.init_trackers("log")
+    metrics = MetricsFile(run_dir / "metrics.jsonl")
+    signals, alone = StopSignals(), accelerator.num_processes == 1
+    heartbeats = heartbeat_store(accelerator.process_index, accelerator.num_processes)
+    agreement = Agreement(signals, None if alone else new_group(backend="gloo"), heartbeats)
+    watchdog = Watchdog(
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        store=heartbeats,
+        stall_seconds=config.health.stall_seconds,
+    )
+    evaluator = make_evaluator(config, accelerator, agreement, metrics, network, held_out, sets)
+    stores = _stores(config, alone)
+    if config.init_from.run is not None and not stores[0].exists():
+        initialise(config, network, accelerator)
+    if config.train.compile:
+        network.compile_blocks()
+    network.recompute(config.parallel.recompute)
+    parallel = parallelise(
+        network,
+        accelerator,
+        strategy=config.parallel.strategy,
+        shards=config.parallel.shards,
+        dtype=DTYPES[config.train.precision],
+    )
+    ema = Ema(dict(network.named_parameters()), config.ema.lengths, config.ema.every_steps)
     optim = config.optim
-    ema = Ema(network, config.ema.lengths, config.ema.every_steps)
     optimizer = adamw(
         network,
         lr=optim.lr,
@@ -119,24 +146,9 @@ def assemble(config: RunConfig) -> Trainer:
         eps=optim.eps,
         weight_decay=optim.weight_decay,
     )
-    if config.train.compile:
-        network.compile()
-    null_label = null_label_of(network)
-    draws = Draws(
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        times=objective.times,
-        flip=config.data.flip,
-        label_drop=config.objective.label_drop,
-        null_label=null_label,
-        device=accelerator.device,
-    )
-    metrics = MetricsFile(run_dir / "metrics.jsonl")
-    evaluator = _evaluator(config, accelerator, metrics, network, held_out, sets)
-    return Trainer(
-        accelerator=accelerator,
+    stepper = Stepper(
         network=network,
-        model=accelerator.prepare_model(network),
+        parallel=parallel,
         objective=objective,
         optimizer=optimizer,
         rate=partial(
@@ -147,12 +159,61 @@ def assemble(config: RunConfig) -> Trainer:
             total_images=config.train.total_images,
         ),
         ema=ema,
-        draws=draws,
+        draws=Draws(
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            times=objective.times,
+            flip=config.data.flip,
+            label_drop=config.objective.label_drop,
+            null_label=null_label_of(network),
+            device=accelerator.device,
+        ),
+        rank=accelerator.process_index,
+        micro_batch_size=config.train.micro_batch_size,
+        clip_norm=optim.clip_norm,
+    )
+    state = RunState(
+        network=network,
+        optimizer=optimizer,
+        ema=ema,
+        health=Health(config.health.max_skipped, config.health.spike_factor),
+        window=Window(accelerator.device),
+        data=DataFacts.of(sets, config.model.num_classes),
+        data_name=sets.fingerprint,
+        config_text=dump_config(config),
+        main=accelerator.is_main_process,
+        processes=accelerator.num_processes,
+    )
+    device_name = _device_name(accelerator.device)
+    keeper = Keeper(
+        accelerator=accelerator,
+        agreement=agreement,
+        watchdog=watchdog,
+        store=stores[0],
+        snapshots=stores[1],
+        metrics=metrics,
+        facts={
+            "parameters": sum(count_parameters(config).values()),
+            "device": device_name,
+            "processes": accelerator.num_processes,
+            "parallel": config.parallel.strategy,
+            "threads": torch.get_num_threads(),
+            "precision": config.train.precision,
+            "total_images": config.train.total_images,
+        },
+        total_images=config.train.total_images,
+        batch_size=config.train.batch_size,
+        grace_seconds=config.checkpoint.grace_seconds,
+    )
+    return Trainer(
+        accelerator=accelerator,
+        state=state,
+        stepper=stepper,
         loader=loader,
         evaluator=evaluator,
-        store=CheckpointStore(
-            run_dir / CHECKPOINTS, config.checkpoint.keep, config.checkpoint.milestone_images
-        ),
+        keeper=keeper,
+        agreement=agreement,
+        watchdog=watchdog,
         metrics=metrics,
         intervals=Intervals(
             log=config.log.every_images,
@@ -160,162 +221,25 @@ def assemble(config: RunConfig) -> Trainer:
             scores=config.scores.every_images,
             grid=config.grids.every_images,
             checkpoint=config.checkpoint.every_images,
+            snapshot=config.ema.snapshot_images,
         ),
         batch_size=config.train.batch_size,
-        micro_batch_size=config.train.micro_batch_size,
         total_images=config.train.total_images,
-        clip_norm=optim.clip_norm,
-        identity={"data": sets.fingerprint},
-        facts={
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "device": _device_name(accelerator.device),
-            "processes": accelerator.num_processes,
-            "threads": torch.get_num_threads(),
-            "precision": config.train.precision,
-            "total_images": config.train.total_images,
-        },
-        data=DataFacts.of(sets, config.model.num_classes),
+        flops_per_image=count_flops(config)[1],
+        peak_tflops=config.log.peak_tflops or peak_tflops(device_name, config.train.precision),
         sets=set_names([store.root for store in sets.stores]),
+    )
+
+
+def _stores(config: RunConfig, alone: bool) -> tuple[CheckpointStore, CheckpointStore]:
+    """Those of checkpoints and of snapshots; each writes over a group of its own."""
+    keep = config.checkpoint
+    groups = (None, None) if alone else (new_group(backend="gloo"), new_group(backend="gloo"))
+    return (
+        CheckpointStore(checkpoint_root(config), keep.keep, keep.milestone_images, groups[0]),
+        CheckpointStore(snapshot_root(config), None, None, groups[1]),
     )
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def null_label_of(network: UViT) -> int | None:
-    """The null class, or None for an unconditional network."""
-    return network.num_classes if network.num_classes else None
-
-
-def sample_settings(config: SamplingConfig) -> SampleSettings:
-    """How to draw, from a config."""
-    return SampleSettings(
-        sampler=config.sampler,
-        steps=config.steps,
-        spacing=config.spacing,
-        guidance=config.guidance,
-        guidance_interval=config.guidance_interval,
-        dtype=DTYPES[config.precision],
-        batch_size=config.batch_size,
-    )
-
-
-def make_sampling(
-    config: RunConfig,
-    network: UViT,
-    device: torch.device,
-    settings: SampleSettings,
-    size: tuple[int, int] | None = None,
-) -> Sampling:
-    """The sampling of a run's network.
-
-    Images of any `size`, (height, width), are drawn along the schedule of the training squares:
-    the network has learnt at those noise levels, and where it stands between them, no others.
-    """
-    side = config.data.image_size
-    return Sampling(
-        schedule=config.schedule.build(side),
-        prediction=config.objective.prediction,
-        shape=(network.in_channels, *(size or (side, side))),
-        null_label=null_label_of(network),
-        device=device,
-        settings=settings,
-    )
-
-
-def _evaluator(
-    config: RunConfig,
-    accelerator: Accelerator,
-    metrics: MetricsFile,
-    network: UViT,
-    held_out: Path | None,
-    sets: ShardSets,
-) -> Evaluator:
-    size = config.data.image_size
-    validation = wiener = None
-    if held_out is not None and config.validation.images:
-        available = Manifest.load(held_out).num_samples
-
-        def validation(rank: int, processes: int) -> Loader:
-            return evaluation_loader(
-                held_out,
-                image_size=size,
-                num=min(config.validation.images, available),
-                batch_size=config.validation.batch_size,
-                rank=rank,
-                world_size=processes,
-                max_bad_fraction=config.data.max_bad_fraction,
-            )
-
-    if config.validation.wiener_images:
-
-        def wiener() -> Loader:
-            return evaluation_loader(
-                sets.stores[0],
-                image_size=size,
-                num=min(config.validation.wiener_images, sets.manifests[0].num_samples),
-                batch_size=config.validation.batch_size,
-                max_bad_fraction=config.data.max_bad_fraction,
-            )
-
-    sampling = make_sampling(config, network, accelerator.device, sample_settings(config.sampling))
-    return Evaluator(
-        accelerator=accelerator,
-        run_dir=Path(config.run_dir),
-        metrics=metrics,
-        sampling=sampling,
-        validation=validation,
-        wiener=wiener,
-        scorer=_scorer(config, accelerator, sampling, held_out, sets),
-        logsnr=config.validation.logsnr,
-        dtype=DTYPES[config.train.precision],
-        class_counts=sets.class_counts,
-        seed=config.seed,
-        grid_num=config.grids.num,
-        grid_steps=config.grids.steps,
-        final_num=config.grids.final_num,
-    )
-
-
-def _scorer(
-    config: RunConfig,
-    accelerator: Accelerator,
-    sampling: Sampling,
-    held_out: Path | None,
-    sets: ShardSets,
-) -> Scorer | None:
-    scores = config.scores
-    if not scores.num:
-        return None
-    check_metrics(scores.metrics)
-    if held_out is None:
-        raise RunError(
-            "scores.num asks for scores, but there are no held-out images to score against; build "
-            "the data with --validation, set data.validation_path, or set --scores.num=0"
-        )
-    extractor = open_extractor(
-        scores.extractor,
-        weights=None if scores.weights is None else Path(scores.weights),
-        device=accelerator.device,
-    )
-    check_metrics(scores.metrics, extractor.facts.classes)
-    return Scorer(
-        accelerator=accelerator,
-        extractor=extractor,
-        reference=reference_statistics(
-            held_out,
-            image_size=config.data.image_size,
-            extractor=extractor,
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-            wait=accelerator.wait_for_everyone,
-        ),
-        reference_name=Manifest.load(held_out).fingerprint,
-        metrics=scores.metrics,
-        num=scores.num,
-        steps=scores.steps,
-        sampling=sampling,
-        class_counts=sets.class_counts,
-        seed=config.seed,
-    )

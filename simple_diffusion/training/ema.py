@@ -1,11 +1,14 @@
 """Exponential moving averages of the weights with power-function profiles, in float32."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+MAX_LENGTH = 12**-0.5  # of the flat profile, γ = 0
 
 
 def power_exponent(length: float) -> float:
@@ -16,20 +19,30 @@ def power_exponent(length: float) -> float:
     Raises:
         ValueError: if `length` is not in (0, 1/√12): no γ > 0 is that wide.
     """
-    if not 0.0 < length < 12**-0.5:
-        raise ValueError(f"EMA length {length} must lie in (0, {12**-0.5:.4f})")
+    if not 0.0 < length < MAX_LENGTH:
+        raise ValueError(f"EMA length {length} must lie in (0, {MAX_LENGTH:.4f})")
     inverse = length**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
     return float(roots.real.max())
 
 
-def power_decay(exponent: float, images: int, previous: int) -> float:
-    """β for an update at `images` seen, the last having been at `previous`.
+def power_weight(exponent: float, images: int, updated_at: Tensor) -> Tensor:
+    """1 - β for an update at `images` seen, the last having been at `updated_at`.
 
-    (1 - Δn/n)^(γ+1) gives each weight exactly its share of the profile, whatever the interval;
-    the first update (previous = 0) is a copy, so the average never remembers initialisation.
+    β = (1 - Δn/n)^(γ+1) gives each weight exactly its share of the profile, whatever the interval.
+    The first update (`updated_at` 0) has weight 1: it is a copy, so the average never remembers
+    initialisation.
+
+    Args:
+        exponent: γ.
+        images: n.
+        updated_at: n - Δn, a float64 0-d tensor on any device.
+
+    Returns:
+        A float64 0-d tensor on the same device. Small weights keep all their digits.
     """
-    return (1.0 - (images - previous) / images) ** (exponent + 1.0)
+    since = (images - updated_at) / images
+    return -torch.expm1((exponent + 1.0) * torch.log1p(-since))
 
 
 def ema_name(length: float) -> str:
@@ -38,44 +51,107 @@ def ema_name(length: float) -> str:
 
 
 class Ema:
-    """One averaged copy of a network for each length.
+    """One average of a network's parameters for each length.
+
+    Where the parameters are cut up between processes, so are the averages, in the same way: each
+    process averages its own shard, and nothing is sent.
 
     Args:
-        network: the network being trained.
+        parameters: name -> parameter of the network being trained, plain or DTensor.
         lengths: averaging widths, as shares of training so far; the first is the main one.
         every_steps: update interval. In float32, averages updated at every step of a very long run
             stall: the increments fall below rounding.
+
+    Raises:
+        ValueError: a length that no profile has, or two with one name.
     """
 
-    def __init__(self, network: nn.Module, lengths: Sequence[float], every_steps: int) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], lengths: Sequence[float], every_steps: int
+    ) -> None:
         self.every_steps = every_steps
         self.exponents = {ema_name(length): power_exponent(length) for length in lengths}
         if len(self.exponents) < len(lengths):
             raise ValueError(f"ema.lengths {list(lengths)} must differ in the first three decimals")
-        self.networks = {
-            name: copy.deepcopy(network).float().requires_grad_(False).eval()
+        self._averages = {
+            name: {key: p.detach().to(torch.float32, copy=True) for key, p in parameters.items()}
             for name in self.exponents
         }
-        self.updated_at = 0
+        device = next(iter(parameters.values())).device
+        self._updated_at = torch.zeros((), dtype=torch.float64, device=device)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the averages, in the order of their lengths in the config."""
+        return list(self.exponents)
 
     @property
     def main(self) -> str:
         """Name of the first length, which draws the pictures."""
-        return next(iter(self.exponents))
+        return self.names[0]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """An average: name of a parameter -> float32 tensor, cut up as the parameter is.
+
+        They are the averages themselves: who fills them in place restores them.
+        """
+        return dict(self._averages[name])
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int, images_seen: int) -> None:
-        """Take in the weights after optimiser step number `step`, if an update is due."""
+    def update(
+        self,
+        parameters: Mapping[str, Tensor],
+        step: int,
+        images_seen: int,
+        finite: Tensor | None = None,
+    ) -> None:
+        """Take in the weights after optimiser step number `step`, if an update is due.
+
+        Nothing here waits for the device.
+
+        Args:
+            parameters: as at the start.
+            step: number of the step, from 1.
+            images_seen: images seen at the end of it.
+            finite: bool, 0-d, on the device; False for a skipped step. Then no bit changes,
+                whatever the parameters are, and the next update counts from the last one done.
+        """
         if step % self.every_steps:
             return
-        current: list[Tensor] = list(network.parameters())
+        if finite is not None and finite.device.type == "cpu":  # looking costs nothing there
+            if not finite:
+                return
+            finite = None
         for name, exponent in self.exponents.items():
-            decay = power_decay(exponent, images_seen, self.updated_at)
-            average: list[Tensor] = list(self.networks[name].parameters())
-            if decay == 0.0:
-                torch._foreach_copy_(average, current)
-            else:
-                torch._foreach_lerp_(average, current, 1.0 - decay)
-            for mine, theirs in zip(self.networks[name].buffers(), network.buffers(), strict=True):
-                mine.copy_(theirs)
-        self.updated_at = images_seen
+            average = self._averages[name]
+            assert average.keys() == parameters.keys(), "other parameters than at the start"
+            weight = power_weight(exponent, images_seen, self._updated_at).float()
+            for key, parameter in parameters.items():
+                _lerp(_local(average[key]), _local(parameter), weight, finite)
+        if finite is None:
+            self._updated_at.fill_(images_seen)
+        else:
+            self._updated_at.masked_fill_(finite, images_seen)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the tensors. It waits for the device."""
+        return {"updated_at": int(self._updated_at)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._updated_at.fill_(int(state["updated_at"]))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _lerp(average: Tensor, current: Tensor, weight: Tensor, finite: Tensor | None) -> None:
+    current = current.to(average.dtype)
+    if finite is None:
+        average.lerp_(current, weight)
+    else:
+        # A weight of zero would not do: it turns -0 into 0, and 0·nan into nan.
+        moved = torch.lerp(average, current, weight)
+        torch.where(finite, moved, average, out=average)

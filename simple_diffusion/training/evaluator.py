@@ -13,13 +13,13 @@ from torch import nn
 from data_pipelines.dataset import Batch
 from eval.report import plot_losses, write_report
 from eval.wiener import yardstick
+from simple_diffusion.training.agreement import Agreement
 from simple_diffusion.training.grids import grid_labels, save_grid
 from simple_diffusion.training.sampling import Sampling, in_precision
 from simple_diffusion.training.scores import Scorer
 from simple_diffusion.training.telemetry import MetricsFile
 from simple_diffusion.training.validation import validation_mse
-
-CheckStop = Callable[[], None]
+from simple_diffusion.training.weights import WholeNetwork
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Evaluator:
 
     Attributes:
         accelerator: for the processes' shares and sums.
+        agreement: hears of signals; all processes break off together.
+        whole: lent the weights to evaluate.
         run_dir: where files go.
         metrics: the JSON lines.
         sampling: draws images.
@@ -42,6 +44,8 @@ class Evaluator:
     """
 
     accelerator: Accelerator
+    agreement: Agreement
+    whole: WholeNetwork
     run_dir: Path
     metrics: MetricsFile
     sampling: Sampling
@@ -56,23 +60,21 @@ class Evaluator:
     grid_steps: int
     final_num: int
 
-    def validate(
-        self, network: nn.Module, name: str, step: int, images_seen: int, check_stop: CheckStop
-    ) -> None:
+    def validate(self, network: nn.Module, name: str, step: int, images_seen: int) -> None:
         """Measure the validation loss and write its metrics line."""
         if self.validation is None:
             return
-        sums = validation_mse(
-            in_precision(network.eval(), self.dtype, self.accelerator.device),
-            self.validation(self.accelerator.process_index, self.accelerator.num_processes),
-            prediction=self.sampling.prediction,
-            logsnr=self.logsnr,
-            seed=self.seed,
-            null_label=self.sampling.null_label,
-            device=self.accelerator.device,
-            check_stop=check_stop,
-        )
-        network.train()
+        with self.agreement.together():
+            sums = validation_mse(
+                in_precision(network, self.dtype, self.accelerator.device),
+                self.validation(self.accelerator.process_index, self.accelerator.num_processes),
+                prediction=self.sampling.prediction,
+                logsnr=self.logsnr,
+                seed=self.seed,
+                null_label=self.sampling.null_label,
+                device=self.accelerator.device,
+                check_stop=self.agreement.check,
+            )
         sums = self.accelerator.reduce(sums, reduction="sum")
         losses = (sums[:-1] / sums[-1]).tolist()
         mean = math.fsum(losses) / len(losses)
@@ -82,14 +84,11 @@ class Evaluator:
             self.metrics.append(line)
         self.accelerator.log({"validation": mean}, step=images_seen)
 
-    def score(
-        self, network: nn.Module, name: str, step: int, images_seen: int, check_stop: CheckStop
-    ) -> None:
+    def score(self, network: nn.Module, name: str, step: int, images_seen: int) -> None:
         """Score samples and write their metrics line."""
         if self.scorer is None:
             return
-        figures = self.scorer.scores(network.eval(), check_stop)
-        network.train()
+        figures = self.scorer.scores(network, self.agreement)
         if self.accelerator.is_main_process:
             line = {"kind": "scores", "step": step, "images_seen": images_seen, "weights": name}
             line |= self.scorer.pins() | {"scores": {k: vars(v) for k, v in figures.items()}}
@@ -97,33 +96,31 @@ class Evaluator:
         values = {name: figure.value for name, figure in figures.items()}
         self.accelerator.log(values, step=images_seen)
 
-    def draw(self, network: nn.Module, images_seen: int, check_stop: CheckStop) -> None:
+    def draw(self, network: nn.Module, images_seen: int) -> None:
         """Draw the grid of the day and refresh the report."""
-        self._grid(network, f"{images_seen:012d}.png", self.grid_num, self.grid_steps, check_stop)
+        self._grid(network, f"{images_seen:012d}.png", self.grid_num, self.grid_steps)
         self._report()
 
-    def draw_final(self, network: nn.Module, check_stop: CheckStop) -> None:
+    def draw_final(self, network: nn.Module) -> None:
         """Draw the final grid, measure the yardstick, and write the final report."""
-        self._grid(network, "final.png", self.final_num, None, check_stop)
+        self._grid(network, "final.png", self.final_num, None)
         if self.accelerator.is_main_process:
             self._measure_yardstick()
         self._report()
 
-    def _grid(
-        self, network: nn.Module, name: str, num: int, steps: int | None, check_stop: CheckStop
-    ) -> None:
+    def _grid(self, network: nn.Module, name: str, num: int, steps: int | None) -> None:
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         share = math.ceil(num / ranks)  # equal shares, so that they can be gathered
         indices = list(range(rank * share, (rank + 1) * share))
-        images = self.sampling.images(
-            network.eval(),
-            indices,
-            grid_labels(self.seed, indices, self.class_counts, self.sampling.null_label),
-            seed=self.seed,
-            steps=steps,
-            on_step=lambda _: check_stop(),
-        )
-        network.train()
+        with self.agreement.together():
+            images = self.sampling.images(
+                network,
+                indices,
+                grid_labels(self.seed, indices, self.class_counts, self.sampling.null_label),
+                seed=self.seed,
+                steps=steps,
+                on_step=lambda _: self.agreement.check(),
+            )
         images = self.accelerator.gather(images)[:num]
         if self.accelerator.is_main_process:
             save_grid(images, self.run_dir / "samples" / name)

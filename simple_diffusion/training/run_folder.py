@@ -1,5 +1,10 @@
 """The folder of a run: its config, and whether a command may go on in it."""
 
+import errno
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -7,10 +12,13 @@ from typing import Any
 import draccus
 
 from simple_diffusion.config import RunConfig
-from simple_diffusion.config_files import ConfigError, dump_config, load_config
+from simple_diffusion.config_files import ConfigError, dump_config, load_config, parse_config
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
+LOCK = ".lock"
+LOCK_SECONDS = 30.0  # a process that was just killed may take a moment to let go
 # What the weights or the stream of samples depend on: it may not change within a run.
 FIXED = (
     "seed",
@@ -47,6 +55,16 @@ def read_run_config(run_dir: Path) -> RunConfig:
     return load_config(run_dir / CONFIG)
 
 
+def checkpoint_root(config: RunConfig) -> str:
+    """Where a run's checkpoints are: a folder, or a URL."""
+    return f"{config.checkpoint.path or config.run_dir}/{CHECKPOINTS}"
+
+
+def snapshot_root(config: RunConfig) -> str:
+    """Where a run's snapshots of its averages are: a folder, or a URL."""
+    return f"{config.checkpoint.path or config.run_dir}/{SNAPSHOTS}"
+
+
 def claim_run_folder(run_dir: Path, config: RunConfig) -> list[str]:
     """Make or reopen the folder for a config, and write `config.yaml`.
 
@@ -64,13 +82,7 @@ def claim_run_folder(run_dir: Path, config: RunConfig) -> list[str]:
         except ConfigError as error:
             raise RunError(f"{error}; the run in {run_dir} cannot be continued") from None
         changes = _changes(before, config)
-        refused = [line for line in changes if _is_fixed(line.partition(":")[0])]
-        if refused:
-            raise RunError(
-                f"{run_dir} holds a run with another config, which cannot be continued:\n  "
-                + "\n  ".join(refused)
-                + "\nGo on with the old values, or choose another --run_dir"
-            )
+        _refuse(changes, f"{run_dir} holds")
     elif run_dir.is_dir() and any(run_dir.iterdir()):
         raise RunError(
             f"{run_dir}: exists, is not empty and holds no run to resume ({CONFIG} is missing); "
@@ -81,6 +93,63 @@ def claim_run_folder(run_dir: Path, config: RunConfig) -> list[str]:
     temporary.write_text(dump_config(config), encoding="utf-8")
     temporary.replace(saved)
     return changes
+
+
+def refuse_other_config(before: str, now: str, where: str) -> None:
+    """Refuse to go on from a checkpoint whose config differs in what may not change.
+
+    Args:
+        before: the config in the checkpoint, as `dump_config` writes it.
+        now: the run's.
+        where: the checkpoint.
+
+    Raises:
+        RunError: naming the differences.
+    """
+    try:
+        changes = _changes(parse_config(before, where), parse_config(now, "this run"))
+    except ConfigError as error:
+        raise RunError(f"{error}; the run cannot be continued from there") from None
+    _refuse(changes, f"{where} is of")
+
+
+@contextmanager
+def hold_run_folder(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from training in the folder meanwhile.
+
+    Raises:
+        RunError: one does.
+    """
+    with (run_dir / LOCK).open("w") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _locked(file.fileno()):
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{run_dir}: another process trains in this folder; stop it, or choose "
+                    "another --run_dir. If it was started together with this one, the launcher "
+                    "did not tell them of each other: use torchrun"
+                )
+            time.sleep(0.2)
+        yield
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A file system without locks cannot tell; going on there is what was done before.
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def _refuse(changes: list[str], whose: str) -> None:
+    refused = [line for line in changes if _is_fixed(line.partition(":")[0])]
+    if refused:
+        raise RunError(
+            f"{whose} a run with another config, which cannot be continued:\n  "
+            + "\n  ".join(refused)
+            + "\nGo on with the old values, or choose another --run_dir"
+        )
 
 
 def _changes(before: RunConfig, now: RunConfig) -> list[str]:

@@ -16,11 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_pipelines.building.stream import BuildReport, Sample, write_shards
-from data_pipelines.index import checksum
 from simple_diffusion.config import SamplingConfig
 from simple_diffusion.diffusion.generate import to_uint8
 from simple_diffusion.models.labels import class_label
-from simple_diffusion.training.assemble import make_sampling, sample_settings
+from simple_diffusion.training.assemble_evaluator import make_sampling, sample_settings
 from simple_diffusion.training.grids import grid_labels
 from simple_diffusion.training.saved_run import SavedRun
 
@@ -189,7 +188,7 @@ def _recipe(
         "config_sha256": _sha256(json.dumps(used, sort_keys=True).encode()),
         "images_seen": saved.images_seen,
         "weights": saved.weights,
-        "weights_sha256": checksum(saved.checkpoint.path / f"{saved.weights}.safetensors"),
+        "weights_sha256": saved.checkpoint.sha256(saved.weights),
         "num": num,
         "seed": seed,
         "classes": None if classes is None else list(classes),

@@ -1,7 +1,8 @@
 """A trained run opened for reading: its config, weights and data facts. Nothing is changed."""
 
 import difflib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +13,17 @@ from simple_diffusion.models.attention import check_backend
 from simple_diffusion.models.uvit import UViT
 from simple_diffusion.training.data_facts import DataFacts
 from simple_diffusion.training.ema import ema_name
-from simple_diffusion.training.run_folder import CHECKPOINTS, RunError, read_run_config
-from simple_diffusion.training.state import Checkpoint, CheckpointError, find_checkpoint
+from simple_diffusion.training.posthoc import posthoc_root
+from simple_diffusion.training.run_folder import RunError, checkpoint_root, read_run_config
+from simple_diffusion.training.state import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointStore,
+    find_checkpoint,
+)
 
 OPTIMIZER = "optimizer"  # the one group of tensors in a checkpoint that is no network
+REBUILT = r"ema_0\.\d{3}"  # names of averages, the only ones that are looked for elsewhere
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,8 @@ def open_run(run_dir: Path, weights: str | None = None, images_seen: int | None 
 
     Args:
         run_dir: the run's folder.
-        weights: ``model`` or an average; None for the first average, which drew the grids.
+        weights: ``model`` or an average, one rebuilt after training (`posthoc`) too; None for the
+            first average, which drew the grids.
         images_seen: the checkpoint to take; None for the newest that is whole.
 
     Raises:
@@ -80,13 +89,10 @@ def open_run(run_dir: Path, weights: str | None = None, images_seen: int | None 
         CheckpointError: no such checkpoint, or a damaged one.
     """
     config = read_run_config(run_dir)
-    checkpoint = find_checkpoint(run_dir / CHECKPOINTS, images_seen)
-    there = sorted(p.stem for p in checkpoint.path.glob("*.safetensors") if p.stem != OPTIMIZER)
+    # The folder may have been moved since; what was put elsewhere is still there.
+    config_here = replace(config, run_dir=str(run_dir))
     name = ema_name(config.ema.lengths[0]) if weights is None else weights
-    if name not in there:
-        close = difflib.get_close_matches(name, there, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise RunError(f"{checkpoint.path}: no weights {name!r}; {hint}It has {', '.join(there)}")
+    checkpoint = _find(config_here, name, images_seen)
     try:
         seen, facts = checkpoint.state["images_seen"], checkpoint.state["data"]
         data = DataFacts.from_state(facts)
@@ -98,3 +104,28 @@ def open_run(run_dir: Path, weights: str | None = None, images_seen: int | None 
     if not isinstance(seen, int):
         raise CheckpointError(f"{checkpoint.path}: images_seen must be a number, not {seen!r}")
     return SavedRun(run_dir, config, checkpoint, name, data, seen)
+
+
+def _find(config: RunConfig, name: str, images_seen: int | None) -> Checkpoint:
+    """A checkpoint with these weights: one of training, or where there is none, a rebuilt one."""
+    rebuilt = posthoc_root(config, name) if re.fullmatch(REBUILT, name) else None
+    if rebuilt is not None and not CheckpointStore(rebuilt).exists():
+        rebuilt = None
+    tracked = name in map(ema_name, config.ema.lengths)
+    if rebuilt is not None and not tracked:
+        return find_checkpoint(rebuilt, images_seen)
+    try:
+        checkpoint = find_checkpoint(checkpoint_root(config), images_seen)
+    except CheckpointError:
+        if rebuilt is None:
+            raise
+        return find_checkpoint(rebuilt, images_seen)
+    there = sorted(group for group in checkpoint.groups() if group != OPTIMIZER)
+    if name in there:
+        return checkpoint
+    close = difflib.get_close_matches(name, there, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    if re.fullmatch(REBUILT, name):
+        remedy = f"simple-diffusion ema {config.run_dir} --length {name.removeprefix('ema_')}"
+        hint += f"`{remedy}` would rebuild it, if the run kept snapshots. "
+    raise RunError(f"{checkpoint.path}: no weights {name!r}; {hint}It has {', '.join(there)}")

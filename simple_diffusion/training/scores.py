@@ -12,6 +12,7 @@ from eval.features import Extractor, figure_name
 from eval.metrics import Score, score
 from eval.statistics import KEEP, FeatureStatistics, image_digests
 from simple_diffusion.diffusion.generate import to_uint8
+from simple_diffusion.training.agreement import Agreement
 from simple_diffusion.training.grids import grid_labels
 from simple_diffusion.training.sampling import Sampling
 
@@ -47,8 +48,12 @@ class Scorer:
     class_counts: Sequence[int]
     seed: int
 
-    def scores(self, network: nn.Module, check_stop: Callable[[], None]) -> dict[str, Score]:
-        """Figures by name, such as ``kid_lite0``; the same on every process."""
+    def scores(self, network: nn.Module, agreement: Agreement) -> dict[str, Score]:
+        """Figures by name, such as ``kid_lite0``; the same on every process.
+
+        Raises:
+            StopRequested: on every process, if one was told to stop.
+        """
         size = self.sampling.settings.batch_size
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         facts = self.extractor.facts
@@ -58,7 +63,8 @@ class Scorer:
         for start in tqdm(starts, desc="scoring", unit="batch", leave=False, disable=quiet):
             # A process beyond the end draws a last time all the same: gathering needs everyone.
             mine = range(start + rank * size, start + (rank + 1) * size)
-            rows = self._measure(network, mine, check_stop)
+            with agreement.together():
+                rows = self._measure(network, mine, agreement.check)
             rows = [self.accelerator.gather(one.to(self.accelerator.device)).cpu() for one in rows]
             kept = min(size * ranks, self.num - start)
             features, digests, *probabilities = (one[:kept] for one in rows)

@@ -1,6 +1,7 @@
 """Ctrl-C and the signals of schedulers, noticed at the next safe point instead of at once."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -24,10 +25,12 @@ class StopSignals:
 
     Attributes:
         received: the first signal that came, None so far.
+        since: when it was heard of, as time.monotonic() says it.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.since: float | None = None
         self._previous: dict[int, object] = {}
         self._waiting = False
 
@@ -60,9 +63,15 @@ class StopSignals:
         finally:
             self._waiting = False
 
+    def hear(self, number: int) -> None:
+        """Take note of a signal, of this process or another."""
+        self.received = signal.Signals(number)
+        if self.since is None:
+            self.since = time.monotonic()
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.hear(number)
         if self._waiting:
             raise StopRequested

@@ -1,301 +1,419 @@
-"""Checkpoints: folders of safetensors and JSON, atomic, verified, found and never guessed.
+"""Checkpoints: written by all processes in the background, atomic, verified, never guessed.
 
-A checkpoint is `checkpoints/<images seen>/` with one safetensors file for each group of tensors,
-`state.json`, and `COMPLETE.json`, which lists every file's size and SHA-256. It is written under a
-temporary name, synced, the marker last, and renamed: a folder of the final name is whole, or its
-disk is broken. No file holds code.
+A checkpoint is `checkpoints/<images seen>/`: one safetensors file for each process that wrote,
+`index.json` (which tensors there are, and in which pieces), `state.json`, and `COMPLETE.json`,
+which lists every file's size and SHA-256. On a disk it is written under a temporary name, synced,
+the marker last, and renamed; in an object store the marker is written last. No file holds code.
+Any number of processes reads what any other number wrote.
 """
 
 import errno
-import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
-FORMAT_VERSION = 1
-MARKER = "COMPLETE.json"
-STATE = "state.json"
-MAX_JSON_BYTES = 10_000_000
-TensorGroups = dict[str, dict[str, Tensor]]
+from simple_diffusion.training.checkpoint_dcp import STATE, ShardWriter, write_together
+from simple_diffusion.training.checkpoint_optimizer import load_optimizer, optimizer_tensors
+from simple_diffusion.training.checkpoint_places import (
+    MARKER,
+    CheckpointError,
+    Folder,
+    Place,
+    folder_of,
+    places_of,
+)
+from simple_diffusion.training.checkpoint_reading import (
+    FORMAT_VERSION,
+    Checkpoint,
+    damage,
+    open_verified,
+    read_marker,
+)
+from simple_diffusion.training.checkpoint_share import Share, TensorGroups, copy_share
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MARKER",
+    "STATE",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointStore",
+    "Saved",
+    "TensorGroups",
+    "find_checkpoint",
+    "load_optimizer",
+    "open_checkpoint",
+    "optimizer_tensors",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or read; the message names it and the remedy."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One complete checkpoint: where it is, and what its state file says."""
+class Saved:
+    """A checkpoint that was written.
 
-    path: Path
-    state: dict[str, Any]
+    Attributes:
+        path: where it is.
+        images_seen: images seen in training by then.
+        stall_seconds: how long `save` held up this process.
+        seconds: from the call until the checkpoint was complete.
+        bytes: of all its files.
+    """
 
-    def tensors(self, group: str) -> dict[str, Tensor]:
-        """The tensors of one group, on the CPU."""
-        path = self.path / f"{group}.safetensors"
-        try:
-            return load_file(path)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    path: str
+    images_seen: int
+    stall_seconds: float
+    seconds: float
+    bytes: int
+
+
+@dataclass
+class _Flight:
+    """A save under way."""
+
+    images_seen: int
+    share: Share
+    writer: ShardWriter
+    began: float
+    stall: float = 0.0
+    saved: Saved | None = None
+    failure: BaseException | None = None
+    thread: threading.Thread | None = None
 
 
 class CheckpointStore:
     """The checkpoints of a run.
 
     Args:
-        root: their folder; made when the first one is saved.
-        keep: how many of the newest stay.
-        milestone_images: multiples of this many images stay for ever; None for none.
+        root: their folder, made when the first one is saved, or an fsspec URL. All nodes share it.
+        keep: how many of the newest stay; None for all.
+        milestone_images: the first checkpoints at or after multiples of this many images stay for
+            ever; None for none.
+        group: a gloo group over all processes that nothing else uses; None where this process is
+            alone. All processes then make the same calls in the same order.
+
+    Raises:
+        ValueError: the URL's protocol is not known, or needs an extra.
     """
 
-    def __init__(self, root: Path, keep: int = 2, milestone_images: int | None = None) -> None:
-        self.root, self.keep, self.milestone_images = root, keep, milestone_images
+    def __init__(
+        self,
+        root: str | Path,
+        keep: int | None = 2,
+        milestone_images: int | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.keep, self.milestone_images, self.group = keep, milestone_images, group
+        self._places = places_of(root)
+        self._rank = 0 if group is None else dist.get_rank(group)
+        self._processes = 1 if group is None else dist.get_world_size(group)
+        self._flight: _Flight | None = None
+        self._ended: list[Saved] = []
 
-    def save(self, images_seen: int, groups: TensorGroups, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint and delete the ones that need not stay.
+    @property
+    def root(self) -> Path | str:
+        """The folder of all checkpoints, or its URL."""
+        return self._places.path
 
-        Raises:
-            CheckpointError: the disk is full or read-only; what was there before is untouched.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._remove_temporaries()
-        final = self.root / f"{images_seen:012d}"
-        temporary = self.root / f".tmp-{images_seen:012d}"
-        try:
-            self._write(temporary, groups, {**state, "format_version": FORMAT_VERSION})
-            if final.exists():  # the same step, saved again once its events were done
-                final.rename(self.root / f".old-{images_seen:012d}")
-            temporary.rename(final)
-            _sync(self.root)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(self._why_not_saved(final, groups, error)) from error
-        self._remove_temporaries()
-        self._retire()
-        return final
+    def save(self, images_seen: int, groups: TensorGroups, state: Mapping[str, Any]) -> None:
+        """Copy the tensors, and write a checkpoint from the copy in the background.
 
-    def newest(self, *, verify: bool = True) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None if there is none at all.
-
-        A damaged one is reported, set aside as `<name>.damaged`, and the one before is tried.
+        Every process calls it, in step. It returns once the tensors may change again. The process
+        must not end before `wait`, or the checkpoint is not there.
 
         Args:
-            verify: False to trust the newest one, where another process has just verified it.
+            images_seen: names the checkpoint. The same number again replaces it.
+            groups: group -> name -> tensor, on any device; the same names on all processes. Plain
+                tensors are equal on all of them, and each process writes a part of them.
+            state: JSON values; the first process's counts.
+
+        Raises:
+            CheckpointError, RuntimeError: as `wait`, of the save before this one.
+        """
+        began = time.perf_counter()
+        self.wait()
+        text = json.dumps({**state, "format_version": FORMAT_VERSION}, indent=1)
+        share = copy_share(groups, self._rank, self._processes)
+        writer = ShardWriter(self._places, images_seen, list(groups), text, self._rank)
+        flight = self._flight = _Flight(images_seen, share, writer, began)
+        # Of our own, not async_save's: that one's thread keeps a process from ending for as long
+        # as a lost peer is waited for.
+        flight.thread = threading.Thread(
+            target=self._write, args=(flight,), name="checkpoint", daemon=True
+        )
+        flight.stall = time.perf_counter() - began
+        flight.thread.start()
+
+    def wait(self) -> None:
+        """Wait until nothing is in flight.
+
+        Raises:
+            CheckpointError: it could not be written, on whichever process that was. What was there
+                before is untouched. It is said once.
+            RuntimeError: another process is gone.
+        """
+        if self._flight is not None:
+            assert self._flight.thread is not None
+            self._flight.thread.join()
+            self._land()
+
+    def poll(self) -> Saved | None:
+        """What has ended since it was last asked, without waiting.
+
+        Raises:
+            CheckpointError, RuntimeError: as `wait`.
+        """
+        flight = self._flight
+        if flight is not None and flight.thread is not None and not flight.thread.is_alive():
+            self._land()
+        return self._ended.pop(0) if self._ended else None
+
+    def exists(self) -> bool:
+        """Whether a complete checkpoint seems to be there; nothing is verified.
+
+        Raises:
+            CheckpointError: the place cannot be read.
+        """
+        with _readable(self.root):
+            return bool(self._places.listed())
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None if there is none at all.
+
+        Every process calls it, and each verifies a part of the files; all return the same. A save
+        in flight is waited for. A damaged one is reported, set aside, and the one before is tried.
 
         Raises:
             CheckpointError: all are damaged, or one was written by a newer version.
         """
-        if verify:
-            self._restore_replaced()
-        candidates = self._complete_names()
-        for path in reversed(candidates):
-            damage = _damage(path) if verify else None
-            if damage is None:
-                return _open_verified(path)
-            aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            logger.warning("CHECKPOINT DAMAGED: %s; set aside as %s", damage, aside)
-        if candidates:
+        self.wait()
+        places = self._from_first(self._candidates)
+        for place in reversed(places):
+            why = self._damage(place)
+            if why is None:
+                found = self._from_first(partial(_open, place.folder))
+                return Checkpoint(found.folder, found.state, found.files, self.group)
+            aside = self._from_first(partial(self._places.set_aside, place))
+            if self._rank == 0:
+                logger.warning("CHECKPOINT DAMAGED: %s; set aside as %s", why, aside)
+        if places:
             raise CheckpointError(
-                f"{self.root}: every checkpoint is damaged (see *.damaged); restore one from a "
-                "copy, or start again in another run_dir"
+                f"{self.root}: every checkpoint is damaged (they were set aside); restore one from "
+                "a copy, or start again in another run_dir"
             )
         return None
 
-    def _write(self, folder: Path, groups: TensorGroups, state: Mapping[str, Any]) -> None:
-        folder.mkdir()
-        for name, tensors in groups.items():
-            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(plain, folder / f"{name}.safetensors")
-        (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        files = {path.name: _describe(path) for path in sorted(folder.iterdir())}
-        (folder / MARKER).write_text(json.dumps(files, indent=1), encoding="utf-8")
-        for path in folder.iterdir():
-            _sync(path)
-        _sync(folder)
-
-    def _why_not_saved(self, final: Path, groups: TensorGroups, error: Exception) -> str:
-        tensors = [tensor for group in groups.values() for tensor in group.values()]
-        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
-        free = shutil.disk_usage(self.root).free / 1e6
-        kept = self._complete_names()
-        newest = f"the newest complete one is {kept[-1]}" if kept else "there is no earlier one"
-        full = getattr(error, "errno", None) == errno.ENOSPC or free < needed
-        reason = (
-            f"no space left ({needed:.0f} MB needed, {free:.0f} MB free)" if full else str(error)
+    def _write(self, flight: _Flight) -> None:
+        """The background's part."""
+        try:
+            written = write_together(
+                flight.share.tensors, flight.share.items, flight.writer, self.group
+            )
+        except BaseException as error:
+            flight.failure = error
+            if self._rank == 0 and flight.writer.name is not None:
+                self._places.abort(flight.writer.name)
+            return
+        finally:
+            flight.share.tensors.clear()
+        if self._rank == 0:
+            self._retire()
+        flight.saved = Saved(
+            written["path"],
+            flight.images_seen,
+            flight.stall,
+            time.perf_counter() - flight.began,
+            written["bytes"],
         )
+
+    def _land(self) -> None:
+        flight, self._flight = self._flight, None
+        assert flight is not None
+        failure = flight.failure
+        if isinstance(failure, CheckpointException | OSError):
+            raise CheckpointError(self._why_not_saved(flight, failure)) from failure
+        if isinstance(failure, RuntimeError):  # what torch.distributed raises
+            reason = str(failure).partition("\n")[0]
+            raise RuntimeError(
+                f"{self._name(flight)} was not saved: another process is gone ({reason})"
+            ) from failure
+        if failure is not None:
+            raise failure
+        assert flight.saved is not None
+        self._ended.append(flight.saved)
+
+    def _why_not_saved(self, flight: _Flight, error: BaseException) -> str:
+        rank = 0
+        if isinstance(error, CheckpointException):
+            rank, (error, _) = min(error.failures.items(), key=lambda item: item[0])
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            free = self._places.free_bytes()
+            left = "" if free is None else f", {free / 1e6:.0f} MB free"
+            reason = f"no space left ({flight.share.total_bytes / 1e6:.0f} MB needed{left})"
+        where = f" (process {rank} of {self._processes})" if self._processes > 1 else ""
         return (
-            f"checkpoint {final} could not be saved: {reason}; {newest}. "
+            f"{self._name(flight)} could not be saved: {reason}{where}; {self._kept()}. "
             "Make room (or lower checkpoint.keep) and run the same command again"
         )
 
-    def _complete_names(self) -> list[Path]:
-        if not self.root.is_dir():
-            return []
-        return sorted(path for path in self.root.iterdir() if path.name.isdigit())
+    def _name(self, flight: _Flight) -> str:
+        return f"checkpoint {flight.images_seen:012d} in {self.root}"
 
-    def _restore_replaced(self) -> None:
-        """Put back a checkpoint that was moved away for its successor, which never came."""
-        for path in self.root.glob(".old-*"):
-            final = self.root / path.name.removeprefix(".old-")
-            if not final.exists():
-                path.rename(final)
+    def _kept(self) -> str:
+        try:
+            places = self._places.listed()
+        except OSError as error:
+            return f"earlier ones cannot be listed: {error}"
+        if not places:
+            return "there is no earlier one"
+        return f"the newest complete one is {places[-1].folder.path}"
 
-    def _milestones(self, names: list[Path]) -> set[Path]:
+    def _candidates(self) -> list[Place]:
+        with _readable(self.root):
+            self._places.restore()
+            return self._places.listed()
+
+    def _damage(self, place: Place) -> str | None:
+        """What is wrong with a checkpoint; every process looks at some of its files."""
+
+        def files() -> list[tuple[str, dict[str, Any]]] | str:
+            try:
+                return sorted(read_marker(place.folder).items())
+            except (CheckpointError, OSError) as error:
+                return str(error)
+
+        listed = self._from_first(files)
+        if isinstance(listed, str):
+            return listed
+        found = damage(place.folder, dict(listed[self._rank :: self._processes]))
+        everyones: list[str | None] = [found]
+        if self.group is not None:
+            everyones = [None] * self._processes
+            dist.all_gather_object(everyones, found, group=self.group)
+        return next((why for why in everyones if why is not None), None)
+
+    def _from_first(self, ask: Callable[[], T]) -> T:
+        """What the first process finds, on all of them, its errors too."""
+        if self.group is None:
+            return ask()
+        answer: list[Any] = [None, None]
+        if self._rank == 0:
+            try:
+                answer[0] = ask()
+            except Exception as error:
+                answer[1] = str(error)
+        dist.broadcast_object_list(answer, group=self.group, group_src=0)
+        if answer[1] is not None:
+            raise CheckpointError(answer[1])
+        found: T = answer[0]
+        return found
+
+    def _retire(self) -> None:
+        """Delete what need not stay."""
+        if self.keep is None:
+            return
+        try:
+            places = self._places.listed()
+            milestones = self._milestones(places)
+            for place in places[: -self.keep]:
+                if place.images_seen not in milestones:
+                    self._places.delete(place)
+        except Exception as error:
+            # the new one is saved all the same; the next save tries again
+            logger.warning("%s: an old checkpoint could not be deleted: %s", self.root, error)
+
+    def _milestones(self, places: list[Place]) -> set[int]:
         """The first checkpoint at or after each multiple of the interval, but for the start."""
         if not self.milestone_images:
             return set()
-        first: dict[int, Path] = {}
-        for path in names:
-            first.setdefault(int(path.name) // self.milestone_images, path)
+        first: dict[int, int] = {}
+        for place in places:
+            first.setdefault(place.images_seen // self.milestone_images, place.images_seen)
         first.pop(0, None)
         return set(first.values())
 
-    def _remove_temporaries(self) -> None:
-        self._restore_replaced()
-        for path in (*self.root.glob(".tmp-*"), *self.root.glob(".old-*")):
-            shutil.rmtree(path, ignore_errors=True)
 
-    def _retire(self) -> None:
-        names = self._complete_names()
-        milestones = self._milestones(names)
-        for path in names[: -self.keep]:
-            if path in milestones:
-                continue
-            (path / MARKER).unlink(missing_ok=True)  # half deleted must not look whole
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def find_checkpoint(root: Path, images_seen: int | None = None) -> Checkpoint:
-    """A checkpoint to read from; nothing on the disk is changed, so training may go on meanwhile.
+def find_checkpoint(root: str | Path, images_seen: int | None = None) -> Checkpoint:
+    """A checkpoint to read from; nothing is changed, so training may go on meanwhile.
 
     Args:
-        root: the folder of checkpoints.
+        root: the folder of checkpoints, or its URL.
         images_seen: which one; None for the newest that is whole. Newer, damaged ones are reported.
 
     Raises:
         CheckpointError: there is none, not this one, or it is damaged.
+        ValueError: the URL's protocol is not known, or needs an extra.
     """
-    candidates = CheckpointStore(root)._complete_names()
+    places = places_of(root)
+    with _readable(root):
+        candidates = places.listed()
     if not candidates:
         raise CheckpointError(f"{root}: no checkpoint there yet; train the run first")
     if images_seen is not None:
-        wanted = [path for path in candidates if int(path.name) == images_seen]
+        wanted = [place for place in candidates if place.images_seen == images_seen]
         if not wanted:
-            there = ", ".join(str(int(path.name)) for path in candidates)
+            there = ", ".join(str(place.images_seen) for place in candidates)
             raise CheckpointError(
                 f"{root}: no checkpoint at image {images_seen}; there are {there}"
             )
-        return open_checkpoint(wanted[0])
-    for path in reversed(candidates):
-        damage = _damage(path)
-        if damage is None:
-            return open_checkpoint(path)
-        logger.warning("CHECKPOINT DAMAGED: %s; trying the one before", damage)
+        return _open_whole(wanted[-1].folder)
+    for place in reversed(candidates):
+        why = _damage_alone(place.folder)
+        if why is None:
+            return _open(place.folder)
+        logger.warning("CHECKPOINT DAMAGED: %s; trying the one before", why)
     raise CheckpointError(f"{root}: every checkpoint is damaged; restore one from a copy")
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint folder.
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint folder, or one at a URL.
 
     Raises:
         CheckpointError: it is no complete checkpoint, or a newer version wrote it.
+        ValueError: the URL's protocol is not known, or needs an extra.
     """
-    damage = _damage(path)
-    if damage is not None:
-        raise CheckpointError(damage)
-    return _open_verified(path)
+    return _open_whole(folder_of(path))
 
 
-def _open_verified(path: Path) -> Checkpoint:
-    state = _read_json(path / STATE)
-    version = state.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: written by a newer simple_diffusion (checkpoint format {version}; this one "
-            f"reads {FORMAT_VERSION}); upgrade simple_diffusion"
-        )
-    return Checkpoint(path, state)
+def _open_whole(folder: Folder) -> Checkpoint:
+    why = _damage_alone(folder)
+    if why is not None:
+        raise CheckpointError(why)
+    return _open(folder)
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
-) -> dict[str, Tensor]:
-    """Optimiser state as flat tensors named `<parameter>/<key>`."""
-    flat = {}
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            flat[f"{names[parameter]}/{key}"] = torch.as_tensor(value)
-    return flat
+def _open(folder: Folder) -> Checkpoint:
+    return open_verified(folder, read_marker(folder))
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], flat: Mapping[str, Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for full, tensor in flat.items():
-        name, _, key = full.rpartition("/")
-        by_name.setdefault(name, {})[key] = tensor
-    for parameter, name in names.items():
-        for key, tensor in by_name.get(name, {}).items():
-            optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
-    marker = path / MARKER
-    if not marker.is_file():
-        return f"{path}: not a complete checkpoint ({MARKER} is missing)"
+def _damage_alone(folder: Folder) -> str | None:
     try:
-        files = _read_json(marker)
-        for name, expected in files.items():
-            file = path / Path(name).name
-            if not file.is_file():
-                return f"{file}: missing"
-            if file.stat().st_size != expected["bytes"]:
-                return f"{file}: {file.stat().st_size} bytes instead of {expected['bytes']}"
-            if _describe(file)["sha256"] != expected["sha256"]:
-                return f"{file}: its content does not match its checksum"
-    except (CheckpointError, KeyError, TypeError, AttributeError) as error:
-        return f"{marker}: {error}"
-    return None if STATE in files else f"{path}: {STATE} is missing"
+        return damage(folder, read_marker(folder))
+    except (CheckpointError, OSError) as error:
+        return str(error)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: must hold an object")
-    return content
+class _readable:  # noqa: N801 - used as a statement
+    """Turns a place that cannot be listed into an error with its name."""
 
+    def __init__(self, root: Path | str) -> None:
+        self._root = root
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{self._root}: cannot be read: {error}") from None

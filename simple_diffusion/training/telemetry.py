@@ -1,17 +1,18 @@
-"""What a run says while it trains: JSON lines, window means, a progress bar, trackers."""
+"""What a run says while it trains: JSON lines, means of a window, the progress bar's notes."""
 
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
+
+from simple_diffusion.training.speed import SPEED_FIELDS
+from simple_diffusion.training.speed import Stopwatch as Stopwatch
+from simple_diffusion.training.speed import memory_gb as memory_gb
 
 # Fields about remote shards, in a line only where any were read.
 REMOTE_FIELDS = (
@@ -24,11 +25,10 @@ REMOTE_FIELDS = (
 )
 # Fields that differ between two runs of the same thing: clocks, memory, what came over a network.
 TIMING_FIELDS = (
-    "images_per_second",
-    "data_wait",
-    "memory_gb",
-    "seconds",
+    *SPEED_FIELDS,
     "read_mb_per_second",
+    "stall_seconds",
+    "bytes",
     *REMOTE_FIELDS,
 )
 
@@ -84,19 +84,24 @@ def _finite(value: Any) -> Any:
 class Window:
     """Sums of per-image quantities since the last metrics line, kept on the device.
 
-    Its state goes into checkpoints, so that a resumed run's first line is the unbroken run's.
+    Values that are not finite (of a step that was skipped for them) are left out, on the device:
+    nothing here waits for it before the means are asked for. The state goes into checkpoints, so
+    that a resumed run's first line is the unbroken run's.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor) -> None:
-        """Add a tensor of values (or one value) under a name."""
-        total = values.detach().double().sum()
-        self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.counts[name] = self.counts.get(name, 0) + values.numel()
+        """Add a tensor of values (or one value) under a name; those that are finite count."""
+        values = values.detach().double()
+        finite = values.isfinite()
+        total, count = torch.where(finite, values, 0.0).sum(), finite.sum(dtype=torch.float64)
+        known = name in self.sums
+        self.sums[name] = self.sums[name] + total if known else total
+        self.counts[name] = self.counts[name] + count if known else count
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, tuple[float, int]]:
         """(sum, count) of each name over all processes.
@@ -107,62 +112,24 @@ class Window:
         names = sorted(self.sums)
         if not names:
             return {}
-        counts = torch.tensor([self.counts[n] for n in names], device=self.device).double()
-        sums, totals = reduce(torch.stack([torch.stack([self.sums[n] for n in names]), counts]))
-        each = zip(names, sums.tolist(), totals.tolist(), strict=True)
-        return {name: (total, int(count)) for name, total, count in each}
+        each = [torch.stack([kept[n] for n in names]) for kept in (self.sums, self.counts)]
+        sums, counts = reduce(torch.stack(each)).tolist()
+        return {n: (total, int(count)) for n, total, count in zip(names, sums, counts, strict=True)}
 
     def means(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Mean of each name over all processes; then start afresh."""
-        means = {name: total / count for name, (total, count) in self.reduced(reduce).items()}
+        """Mean of each name over all processes, nan where no value was finite; starts afresh."""
+        sums = self.reduced(reduce).items()
+        means = {name: total / count if count else math.nan for name, (total, count) in sums}
         self.sums, self.counts = {}, {}
         return means
 
-    def load_state_dict(self, state: dict[str, tuple[float, int]]) -> None:
-        self.counts = {name: count for name, (_, count) in state.items()}
-        self.sums = {
-            name: torch.tensor(total, dtype=torch.float64, device=self.device)
-            for name, (total, _) in state.items()
-        }
+    def load_state_dict(self, state: Mapping[str, tuple[float, int]]) -> None:
+        """Take over what `reduced` gave: one process all of it, the others zeros."""
+        self.sums = {name: self._scalar(total) for name, (total, _) in state.items()}
+        self.counts = {name: self._scalar(count) for name, (_, count) in state.items()}
 
-
-class Stopwatch:
-    """Wall time, and the share of it spent waiting for data since the last reading."""
-
-    def __init__(self, seconds_before: float = 0.0) -> None:
-        now = time.perf_counter()
-        self._origin, self._since, self._waited = now - seconds_before, now, 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keep what is done inside (validation, pictures) out of the window."""
-        before = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - before
-
-    def waited(self, seconds: float) -> None:
-        """Count time spent waiting for the loader."""
-        self._waited += seconds
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of this run, earlier sessions included."""
-        return time.perf_counter() - self._origin
-
-    def window(self) -> tuple[float, float]:
-        """(seconds of the window, share of them spent waiting); starts a new window."""
-        now = time.perf_counter()
-        elapsed = max(now - self._since, 1e-9)
-        share = self._waited / elapsed
-        self._since, self._waited = now, 0.0
-        return elapsed, share
-
-
-def memory_gb(device: torch.device) -> float:
-    """Peak memory of the device's allocator, or the process's resident memory on a CPU, in GB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return psutil.Process().memory_info().rss / 1e9
+    def _scalar(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.device)
 
 
 def reads_of_line(reads: Mapping[str, float], seconds: float) -> dict[str, float]:
@@ -194,3 +161,24 @@ def data_notes(line: Mapping[str, Any]) -> str:
         "images replaced": line["replaced"],
     }
     return "".join(f", {count:.0f} {name}" for name, count in notes.items() if count)
+
+
+def progress_notes(line: Mapping[str, Any]) -> str:
+    """What the progress bar says after each train line: the run's health at a glance."""
+    parts = [f"loss {line['loss']:.4f}", f"grad {line['grad_norm']:.3g}", f"lr {line['lr']:.1e}"]
+    parts.append(f"{line['images_per_second']:.3g} img/s")
+    if "mfu" in line:
+        parts.append(f"MFU {100 * line['mfu']:.1f}%")
+    parts += [f"{line['memory_gb']:.1f} GB", f"data wait {100 * line['data_wait']:.0f}%"]
+    if line["skipped"]:
+        parts.append(f"{line['skipped']} skipped")
+    return ", ".join(parts) + data_notes(line)
+
+
+def tracker_values(line: Mapping[str, Any]) -> dict[str, float]:
+    """The fields of a metrics line that trackers can plot: finite numbers."""
+    return {
+        name: value
+        for name, value in line.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }

@@ -2,14 +2,16 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
+from simple_diffusion.training.state import open_checkpoint
 from simple_diffusion.training.telemetry import TIMING_FIELDS
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -35,14 +37,68 @@ def train(config: Path, *overrides: str, processes: int = 1) -> subprocess.Compl
     )
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How one process of several ended."""
+
+    code: int
+    output: str
+
+
+def launch(
+    config: Path, *overrides: str, processes: int, driven: dict[str, Any] | None = None
+) -> list[Ended]:
+    """Train in processes that are started one by one, as on a cluster, without torchrun.
+
+    Args:
+        config: a YAML file.
+        overrides: of its keys.
+        processes: how many.
+        driven: what `tests.training.driven` is to do with them; None for the plain command.
+    """
+    module = "simple_diffusion" if driven is None else "tests.training.driven"
+    words = [sys.executable, "-m", module, "train", str(config), *overrides]
+    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+    world |= {"MASTER_PORT": str(free_port()), "DRIVEN": json.dumps(driven or {})}
+    started = [
+        subprocess.Popen(
+            words,
+            env=ENVIRONMENT | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [Ended(p.returncode, output) for p, output in zip(started, outputs, strict=True)]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The metrics lines, without the fields that clocks decide."""
+    """The metrics lines, without those and the fields that clocks and interruptions decide."""
     lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["kind"] not in ("checkpoint", "stop")]
     return [{k: v for k, v in line.items() if k not in TIMING_FIELDS} for line in lines]
 
 
 def last_tensors(run: Path) -> dict[str, Tensor]:
     """All tensors of the newest checkpoint: weights, averages and optimiser."""
     newest = max(path for path in (run / "checkpoints").iterdir() if path.name.isdigit())
-    groups = {path.stem: load_file(path) for path in newest.glob("*.safetensors")}
-    return {f"{group}/{name}": t for group, ts in groups.items() for name, t in ts.items()}
+    found = open_checkpoint(newest)
+    return {
+        f"{group}/{name}": tensor
+        for group in found.groups()
+        for name, tensor in found.tensors(group).items()
+    }

@@ -99,7 +99,7 @@ class TestMixture:
         def stops(images_seen: int) -> Iterator[Batch]:
             for number, batch in enumerate(loader(images_seen)):
                 if number == 7:
-                    stopped._stop.received = signal.SIGTERM
+                    stopped.agreement.signals.hear(signal.SIGTERM)
                 yield batch
 
         stopped.loader = stops

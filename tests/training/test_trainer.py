@@ -21,7 +21,7 @@ from simple_diffusion.training.assemble import assemble
 from simple_diffusion.training.run_folder import RunError
 from simple_diffusion.training.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 from simple_diffusion.training.state import CheckpointError
-from simple_diffusion.training.trainer import Trainer, TrainingError
+from simple_diffusion.training.trainer import Trainer
 from tests.training.runs import ENVIRONMENT, command, last_tensors, metrics, train
 
 pytestmark = pytest.mark.integration
@@ -41,7 +41,7 @@ def stop_while_drawing(trainer: Trainer) -> None:
     draw = trainer.evaluator.draw
 
     def draw_stopped(*args: object) -> None:
-        trainer._stop.received = signal.SIGTERM
+        trainer.agreement.signals.hear(signal.SIGTERM)
         draw(*args)  # type: ignore[arg-type]
 
     object.__setattr__(trainer.evaluator, "draw", draw_stopped)
@@ -147,7 +147,7 @@ class TestResume:
         config = tiny_config()
         unbroken = run_here(config, f"--run_dir={tmp_path / 'unbroken'}")
         broken = run_here(config, f"--run_dir={tmp_path / 'broken'}")
-        weights = max((broken / "checkpoints").iterdir()) / "model.safetensors"
+        weights = max((broken / "checkpoints").iterdir()) / "rank-00000.safetensors"
         weights.write_bytes(weights.read_bytes()[:-10])
         run_here(config, f"--run_dir={broken}")
         assert_same(unbroken, broken)
@@ -248,21 +248,6 @@ class TestRefusals:
         run_here(config)
         with pytest.raises(CheckpointError, match="has seen 32 images already"):
             run_here(config, "--train.total_images=16")
-
-    def test_exploding_loss_keeps_the_last_good_checkpoint(self, tiny_config: WriteConfig) -> None:
-        config = tiny_config(log={"every_images": 8}, checkpoint={"every_images": 8})
-        trainer = assemble(load_config(config))
-        objective = trainer.objective
-
-        def explode(network: object, batch: object) -> object:
-            losses = objective(network, batch)  # type: ignore[arg-type]
-            if trainer.images_seen >= 40:
-                losses.loss.mul_(float("nan"))
-            return losses
-
-        trainer.objective = explode  # type: ignore[assignment]
-        with pytest.raises(TrainingError, match=r"not finite.*newest checkpoint is .*000000000040"):
-            trainer.run()
 
 
 class TestSplitting:

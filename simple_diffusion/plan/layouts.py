@@ -1,0 +1,211 @@
+"""Memory of one device when several share a network: copies of it, or pieces.
+
+What a device computes with does not depend on how weights are kept: a micro-batch is rehearsed
+once, with all weights at hand, and every layout is priced from the same record of its moments.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from simple_diffusion.config_cluster import Strategy
+from simple_diffusion.models.uvit import UViT
+from simple_diffusion.plan.live import PARTS
+
+FLOAT32 = 4
+# Besides the blocks' weights in use: those of the next block, gathered ahead of need, and a block's
+# gradients, whole, twice over (as they come, and packed to be sent).
+GATHERED_BLOCKS, WHOLE_GRADIENTS = 2, 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How devices share the weights.
+
+    Attributes:
+        devices: how many work together.
+        strategy: as `parallel.strategy`; with one device, it makes no difference.
+        shards: devices that share one copy of the weights; 1 under ddp.
+        recompute: levels whose blocks compute their activations again, as `parallel.recompute`.
+        chosen: whether the config itself says so.
+    """
+
+    devices: int
+    strategy: Strategy
+    shards: int
+    recompute: tuple[int, ...]
+    chosen: bool = False
+
+    @property
+    def name(self) -> str:
+        """How people call it."""
+        if self.devices == 1:
+            return "alone"
+        if self.strategy == "ddp":
+            return "DDP"
+        return "FSDP2" if self.shards == self.devices else f"FSDP2 by {self.shards}"
+
+
+@dataclass(frozen=True)
+class NetworkSizes:
+    """What sharding needs to know of a network.
+
+    Attributes:
+        shapes: of its parameters.
+        blocks: numbers of parameters of the blocks that are gathered one by one.
+        rest: parameters outside the blocks, which stay gathered through a micro-batch.
+    """
+
+    shapes: tuple[torch.Size, ...]
+    blocks: tuple[int, ...]
+    rest: int
+
+    @classmethod
+    def of(cls, network: UViT) -> "NetworkSizes":
+        """Measure a network, which may be without content."""
+        shapes = tuple(parameter.shape for parameter in network.parameters())
+        levels = range(len(network.levels) + 1)
+        blocks = tuple(
+            sum(parameter.numel() for parameter in block.parameters())
+            for level in levels
+            for block in network.blocks(level)
+        )
+        return cls(shapes, blocks, sum(s.numel() for s in shapes) - sum(blocks))
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole network."""
+        return sum(self.blocks) + self.rest
+
+    def piece(self, shards: int) -> int:
+        """Parameters that the first of so many devices keeps.
+
+        fully_shard cuts each parameter along its first dimension, into pieces of equal size but for
+        the last; a parameter with fewer rows than devices leaves some of these without any.
+        """
+        return sum(-(-shape[0] // shards) * shape[1:].numel() for shape in self.shapes)
+
+    def gathered(self) -> int:
+        """Parameters and gradients that a device holds whole for a moment in training."""
+        block = max(self.blocks, default=0)
+        return self.rest + GATHERED_BLOCKS * block + WHOLE_GRADIENTS * max(block, self.rest)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Bytes of what comes and goes while a device works: the moments that can be the largest.
+
+    Attributes:
+        rows: columns are gradients, batch and activations; each row is a moment.
+    """
+
+    rows: "np.ndarray[tuple[int, int], np.dtype[np.int64]]"
+
+    @classmethod
+    def of(cls, moments: "array[int]") -> "Moments":
+        """From `live.LiveMemory.moments`; of those with equal gradients the largest are kept."""
+        table = np.frombuffer(moments, dtype=np.int64).reshape(-1, len(PARTS))
+        columns = [PARTS.index(part) for part in ("gradients", "batch", "activations")]
+        rows = table[:, columns]
+        rows = rows[np.argsort(rows[:, 1:].sum(axis=1))[::-1]]
+        _, first = np.unique(rows[:, 0], return_index=True)
+        return cls(rows[np.sort(first)])
+
+    def largest(self, gradient_share: float) -> tuple[int, int, int]:
+        """(gradients, batch, activations) when their sum is largest, gradients counted in part."""
+        shared = self.rows * np.array([gradient_share, 1.0, 1.0])
+        gradients, batch, activations = shared[int(shared.sum(axis=1).argmax())]
+        return round(gradients), round(batch), round(activations)
+
+
+LayoutParts = dict[str, int]
+
+
+def training_parts(
+    layout: Layout, sizes: NetworkSizes, moments: Moments, *, averages: int, accumulates: bool
+) -> LayoutParts:
+    """Bytes of each part at the peak of a training step.
+
+    Args:
+        layout: how the weights are shared.
+        sizes: of the network.
+        moments: of one micro-batch, with `layout.recompute`.
+        averages: how many are kept.
+        accumulates: whether a step has several micro-batches: the later ones find gradients.
+    """
+    kept = _kept(layout, sizes, averages)
+    piece = kept["weights"]
+    constant = accumulates or _in_buckets(layout)
+    share = 0.0 if constant else piece / (FLOAT32 * sizes.parameters)
+    gradients, batch, activations = moments.largest(share)
+    return kept | {
+        "gradients": piece if constant else gradients,
+        "gathered": FLOAT32 * sizes.gathered() if layout.strategy == "fsdp2" else 0,
+        "batch": batch,
+        "activations": activations,
+    }
+
+
+def evaluation_parts(
+    layout: Layout, sizes: NetworkSizes, moments: Moments, *, averages: int
+) -> LayoutParts:
+    """Bytes of each part while a device uses averaged weights; sharded ones are put together."""
+    kept = _kept(layout, sizes, averages)
+    _, batch, activations = moments.largest(0.0)
+    whole = FLOAT32 * sizes.parameters if layout.strategy == "fsdp2" else 0
+    return kept | {"gathered": whole, "batch": batch, "activations": activations}
+
+
+def _in_buckets(layout: Layout) -> bool:
+    """Whether gradients live in the buckets that DDP sends, which are never freed."""
+    return layout.devices > 1 and layout.strategy == "ddp"
+
+
+def _kept(layout: Layout, sizes: NetworkSizes, averages: int) -> LayoutParts:
+    piece = FLOAT32 * sizes.piece(layout.shards)
+    return {
+        "weights": piece,
+        "gradients": piece if _in_buckets(layout) else 0,
+        "optimiser": 2 * piece,
+        "averages": averages * piece,
+        "gathered": 0,
+    }
+
+
+def layouts(
+    strategy: Strategy,
+    shards: int | None,
+    recompute: Sequence[int],
+    *,
+    devices: int,
+    per_node: int,
+    levels: int,
+) -> list[Layout]:
+    """The layouts that people choose between, the config's own among them.
+
+    Args:
+        strategy, shards, recompute: the config's own.
+        devices: how many there are.
+        per_node: of them, in one node.
+        levels: of the network, the transformer counted.
+    """
+    ways: list[tuple[Strategy, int]] = [("ddp", 1)]
+    if devices > 1:
+        ways.append(("fsdp2", devices))
+        if devices > per_node and devices % per_node == 0:
+            ways.append(("fsdp2", per_node))
+    own = (strategy, 1 if strategy == "ddp" else shards or devices)
+    if own not in ways:
+        ways.append(own)
+    again = [(), tuple(range(levels))]
+    mine = tuple(sorted(recompute))
+    if mine not in again:
+        again.insert(1, mine)
+    return [
+        Layout(devices, *way, levels_again, chosen=(way, levels_again) == (own, mine))
+        for way in ways
+        for levels_again in again
+    ]
