@@ -3,9 +3,9 @@
     python benchmarks/memory.py configs/icons_512.yaml --steps 20 --data.path=data/icons_64
 
 The real trainer runs in a process of its own with all that a run has: training, validation, sample
-grids, checkpoints (one while training goes on), report. Measured is the growth of its resident memory from after the imports to
-its peak. What takes time but no memory is cut short: steps of sampling, levels and batches of
-validation. Nothing of the run is kept.
+grids, checkpoints (one while training goes on), report. Measured is the growth of its resident
+memory from after the imports to its peak. What takes time but no memory is cut short: steps of
+sampling, levels and batches of validation. Nothing of the run is kept.
 """
 
 import argparse

@@ -8,7 +8,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from simple_diffusion.config import RunConfig, build_network
 from simple_diffusion.config_files import load_config
+from simple_diffusion.models.uvit import UViT
 from simple_diffusion.training.assemble import assemble
 from simple_diffusion.training.trainer import Trainer
 
@@ -40,12 +42,21 @@ class TrainedRun:
     """A finished run, and the trainer that made it."""
 
     path: Path
+    config: RunConfig
     trainer: Trainer
+
+    def network(self, weights: str | None = None) -> UViT:
+        """A network of the trainer's weights: ``model``, or an average; None for the first."""
+        state = self.trainer.state
+        tensors = {"model": state.parameters, **state.averages()}[weights or state.ema.main]
+        config = self.config
+        network = build_network(config.model, config.data.image_size)
+        network.load_state_dict(tensors)
+        return network.eval().requires_grad_(False)
 
     def images(self, indices: list[int], labels: Tensor | None, **options: Any) -> Tensor:
         """What the trainer itself draws with its first average, in [-1, 1]."""
-        network = self.trainer.ema.networks[self.trainer.ema.main].eval()
-        return self.trainer.evaluator.sampling.images(network, indices, labels, **options)
+        return self.trainer.evaluator.sampling.images(self.network(), indices, labels, **options)
 
 
 def train_run(shards: Path, run_dir: Path, **sections: dict[str, Any]) -> TrainedRun:
@@ -58,10 +69,11 @@ def train_run(shards: Path, run_dir: Path, **sections: dict[str, Any]) -> Traine
     tree["data"] = {**tree["data"], "path": str(shards)}
     path = run_dir.with_suffix(".yaml")
     path.write_text(yaml.safe_dump({**tree, "run_dir": str(run_dir)}))
-    trainer = assemble(load_config(path))
+    config = load_config(path)
+    trainer = assemble(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in trainer.network.parameters():
+        for parameter in trainer.state.network.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     trainer.run()
-    return TrainedRun(run_dir, trainer)
+    return TrainedRun(run_dir, config, trainer)

@@ -22,6 +22,7 @@ from simple_diffusion.training.data_facts import DataFacts, held_out_path
 from simple_diffusion.training.draws import Draws
 from simple_diffusion.training.ema import Ema
 from simple_diffusion.training.health import Health
+from simple_diffusion.training.init_from import initialise
 from simple_diffusion.training.keeper import Keeper
 from simple_diffusion.training.optim import adamw, learning_rate
 from simple_diffusion.training.parallel import check_launch, check_shards, parallelise

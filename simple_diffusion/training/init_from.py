@@ -213,18 +213,25 @@ class _Plan:
 
     def end(self, key: str, new: str | None, patches: tuple[int, int]) -> None:
         """A parameter of the embedding or the head."""
-        old = self.there.get(key)
         if new is not None:
             self.new[key] = new
-        elif old is None or old.shape == self.targets[key].shape:
+            return
+        old = self.there.get(key)
+        into = key.startswith("embedding.")
+        axis = 1 if into else 0  # of the pixels of a patch, if it has one
+        if (
+            old is None
+            or old.shape == self.targets[key].shape
+            or old.ndim <= axis
+            or old.shape[axis] % patches[0] ** 2
+        ):
             self.take(key, key)
-        else:
-            into = key.startswith("embedding.")
-            self._resize(
-                key,
-                lambda t: _other_patch(t, patches, axis=1 if into else 0, summed=into),
-                f"patch_size {patches[0]} -> {patches[1]}",
-            )
+            return
+        self._resize(
+            key,
+            lambda t: _other_patch(t, patches, axis, summed=into),
+            f"patch_size {patches[0]} -> {patches[1]}",
+        )
 
     def drop(self, ends: str | None, shift: int, num_classes: int) -> None:
         """What is left over in the other run."""

@@ -271,6 +271,7 @@ class Trainer:
 
     def _no_data(self, failure: Exception | None) -> TrainingError:
         self.keeper.save(self.state)
+        self.keeper.finish()
         what = failure or "another process cannot have its data, see its message"
         return TrainingError(
             f"{what}. The run is saved at image {self.images_seen}; when the data is there "

@@ -134,6 +134,9 @@ class Watchdog:
             if still < self._limit or self._asked:
                 continue
             who = self._diagnose()
+            if who is None:  # the others are busy with something long: look again later
+                self._ended.wait(self._stall_seconds / 4)
+                continue
             if self._ended.wait(self._period) or self._at is not before or self._asked:
                 continue  # it went on meanwhile, as after a SIGSTOP of this process
             faulthandler.dump_traceback(file=2, all_threads=True)
@@ -147,8 +150,8 @@ class Watchdog:
         told = self._beats is not None and self._beats.verdict is not None
         return min(VERDICT_SECONDS, self._stall_seconds) if told else self._stall_seconds
 
-    def _diagnose(self) -> str:
-        """Who it is that all wait for; the other processes are told."""
+    def _diagnose(self) -> str | None:
+        """Who it is that all wait for, which they are told; None if that process makes progress."""
         if self._beats is None:
             return "it is the only process"
         who = self._find_gone(self._beats)
@@ -156,6 +159,8 @@ class Watchdog:
             heard = map(self._beats.heard, range(self._processes))
             beats = [beat for beat in heard if beat is not None and beat.rank != self._rank]
             behind = find_behind([self._beat(), *beats])
+            if min(beat.still for beat in behind) < self._stall_seconds / 2:
+                return None
             if len(behind) == self._processes:
                 return f"all {self._processes} processes are at the same place"
             who = self._tell(self._beats, _several([_place(beat) for beat in behind]))

@@ -82,8 +82,7 @@ def test_unconditional(unconditional: TrainedRun, tmp_path: Path) -> None:
 def test_the_weights_asked_for(trained: TrainedRun, tmp_path: Path, weights: str | None) -> None:
     words = () if weights is None else ("--weights", weights)
     assert export(trained.path, tmp_path / "out", *words) == 0
-    networks = {"model": trained.trainer.network, **trained.trainer.ema.networks}
-    expected = networks[weights or "ema_0.250"].state_dict()
+    expected = trained.network(weights).state_dict()
     tensors = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)

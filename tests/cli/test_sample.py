@@ -139,8 +139,7 @@ class TestSizes:
         assert [picture.shape for picture in ours] == [(*size, 3)] * 2
         # The trainer's own sampling, of the same schedule, with another shape.
         sampling = replace(trained.trainer.evaluator.sampling, shape=(3, *size))
-        network = trained.trainer.ema.networks[trained.trainer.ema.main].eval()
-        theirs = sampling.images(network, [0, 1], torch.tensor([1, 1]), seed=3)
+        theirs = sampling.images(trained.network(), [0, 1], torch.tensor([1, 1]), seed=3)
         drawn = torch.from_numpy(np.stack(ours)).permute(0, 3, 1, 2)
         assert_same_pictures(drawn, theirs)
 

@@ -68,17 +68,15 @@ class TestOpenRun:
         network = saved.network(torch.device("cpu"))
         assert not network.training
         assert not any(p.requires_grad for p in network.parameters())
-        averages = trained.trainer.ema.networks
-        expected = averages["ema_0.250"].state_dict()
+        expected = trained.network("ema_0.250").state_dict()
         assert network.state_dict().keys() == expected.keys()
         assert all(torch.equal(v, expected[k]) for k, v in network.state_dict().items())
         assert tree(trained.path) == before
 
     @pytest.mark.parametrize("weights", ["model", "ema_0.050"])
     def test_other_weights(self, trained: TrainedRun, weights: str) -> None:
-        networks = {"model": trained.trainer.network, **trained.trainer.ema.networks}
-        expected = networks[weights].state_dict()
-        first = networks["ema_0.250"].state_dict()
+        expected = trained.network(weights).state_dict()
+        first = trained.network("ema_0.250").state_dict()
         assert any(not torch.equal(expected[key], first[key]) for key in expected)
         given = open_run(trained.path, weights).state_dict()
         assert all(torch.equal(given[key], expected[key]) for key in expected)
