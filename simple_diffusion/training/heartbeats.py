@@ -123,9 +123,12 @@ class Heartbeats:
         while waiting and self.verdict is None and self.unanswered <= 2 * silent_seconds:
             self.want(waiting)
             time.sleep(self._period / 4)
-            heard = {rank: self._heard[rank] for rank in waiting if rank in self._heard}
+            asked = self._answered - begun > silent_seconds  # for so long, and got answers
+            known = {rank: self._heard[rank] for rank in waiting if rank in self._heard}
+            # Beats of before may be much older than the last ones that it sent.
+            heard = {rank: one for rank, one in known.items() if one.read > begun}
             gone = {r for r, h in heard.items() if h.beat.ended or h.silence >= silent_seconds}
-            if time.monotonic() - begun > silent_seconds + self._period:
+            if asked:
                 gone |= waiting - set(heard)
             if gone:
                 break
@@ -165,6 +168,7 @@ class Heartbeats:
             self._broken = True
 
     def _exchange(self) -> None:
+        begun = time.monotonic()
         self._store.set(_key(self._rank), json.dumps(asdict(self._mine())))
         if self._to_say is not None and self.verdict is None:
             self._store.compare_set(_VERDICT, "", self._to_say)
@@ -173,14 +177,16 @@ class Heartbeats:
             keys = [key for key in keys if self._store.check([key])]
         verdict, *beats = self._store.multi_get([_VERDICT, *keys])
         now = time.monotonic()
+        # After a silence of the store itself nobody else's has been measured.
+        afresh = now - self._answered > 3 * self._period
         for text in beats:
             beat = Beat(**json.loads(text))
             before = self._heard.get(beat.rank)
             same = before is not None and before.beat.number == beat.number
-            since = before.since if before is not None and same else now
+            since = before.since if before is not None and same and not afresh else now
             self._heard[beat.rank] = Heard(beat, since, now)
         self.verdict = verdict.decode() or None
-        self._answered = now
+        self._answered = begun
 
 
 def _key(rank: int) -> str:
