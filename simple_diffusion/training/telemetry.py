@@ -32,6 +32,8 @@ TIMING_FIELDS = (
     *REMOTE_FIELDS,
 )
 
+_TERM = "loss/"  # begins the names of the loss's parts
+
 
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, appended and flushed at once."""
@@ -165,7 +167,9 @@ def data_notes(line: Mapping[str, Any]) -> str:
 
 def progress_notes(line: Mapping[str, Any]) -> str:
     """What the progress bar says after each train line: the run's health at a glance."""
-    parts = [f"loss {line['loss']:.4f}", f"grad {line['grad_norm']:.3g}", f"lr {line['lr']:.1e}"]
+    terms = [f"{k[len(_TERM) :]} {v:.4f}" for k, v in line.items() if k.startswith(_TERM)]
+    parts = [f"loss {line['loss']:.4f}" + (f" ({', '.join(terms)})" if terms else "")]
+    parts += [f"grad {line['grad_norm']:.3g}", f"lr {line['lr']:.1e}"]
     parts.append(f"{line['images_per_second']:.3g} img/s")
     if "mfu" in line:
         parts.append(f"MFU {100 * line['mfu']:.1f}%")
