@@ -1,0 +1,54 @@
+"""The command line, with rank 0 taking down what it is doing, and in which of it a signal came.
+
+`python -m benchmarks.soak_phases train CONFIG ...`; the lines, as JSON, go to the file that the
+variable PHASES names: the time, what (``start``, ``train``, ``save``, ``evaluate``, or ``signal``)
+and images seen; for a signal also the phase, and whether a checkpoint was being written meanwhile.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from simple_diffusion.cli.main import main
+from simple_diffusion.training.signals import StopSignals
+from simple_diffusion.training.watchdog import Watchdog
+
+CALLED = {"data": "train", "step": "train", "agree": "train"}
+LOG = Path(os.environ["PHASES"])
+now: dict[str, Any] = {"phase": "start", "images": 0}
+
+
+def write(phase: str, **more: Any) -> None:
+    line = {"time": time.time(), "phase": phase, "images": now["images"], **more}
+    with LOG.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def watch() -> None:
+    at, hear = Watchdog.at, StopSignals.hear
+
+    def watched_at(self: Watchdog, phase: str, images_seen: int) -> None:
+        called: dict[str, Any] = {"phase": CALLED.get(phase, phase), "images": images_seen}
+        if called != now:
+            now.update(called)
+            write(called["phase"])
+        at(self, phase, images_seen)
+
+    def watched_hear(self: StopSignals, number: int) -> None:
+        if self.received is None:
+            writing = any(LOG.parent.glob("*/checkpoints/.tmp-*"))
+            write("signal", at=now["phase"], writing=writing)
+        hear(self, number)
+
+    Watchdog.at = watched_at  # type: ignore[method-assign]
+    StopSignals.hear = watched_hear  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    if os.environ.get("RANK", "0") == "0":
+        write("start")
+        watch()
+    sys.exit(main(sys.argv[1:]))
