@@ -17,6 +17,7 @@ def cluster_text(plan: ClusterPlan, hours: float | None = None) -> str:
         ValueError: no positive number of hours.
     """
     blocks = [
+        _answer_lines(plan),
         parameter_lines(plan.parameters),
         flop_lines(plan.forward_flops, plan.step_flops),
         _memory_lines(plan),
@@ -76,16 +77,43 @@ def layout_name(one: LayoutPlan, levels: int) -> str:
     return f"{one.layout.name}, recompute {which}"
 
 
-def levels_of(plan: ClusterPlan) -> int:
-    """Levels of the network, the transformer counted: one layout recomputes them all."""
-    return max(len(one.layout.recompute) for one in plan.layouts)
-
-
 def _names(plan: ClusterPlan) -> list[str]:
-    levels = levels_of(plan)
     return [
-        ("* " if one.layout.chosen else "  ") + layout_name(one, levels) for one in plan.layouts
+        ("* " if one.layout.chosen else "  ") + layout_name(one, plan.levels)
+        for one in plan.layouts
     ]
+
+
+def _answer_lines(plan: ClusterPlan) -> Iterator[str]:
+    """Does it fit, how long does it take, what does it cost: in the config's own way."""
+    own, budget = plan.own, plan.budget
+    need = f"{layout_name(own, plan.levels)}, {plan.micro_batch} images at once"
+    if budget is None:
+        yield row("fits", UNKNOWN, f"  {need}: {_gb(own.peak)} GB")
+    else:
+        sizes = f"{_gb(own.peak)} GB of {_gb(budget)}"
+        yield row("fits", "yes" if plan.fits(own) else "NO", f"  {need}: {sizes}")
+    if plan.fits(own) is False:
+        yield row("  what does", "", f"  {'; '.join(_remedies(plan)) or 'nothing in this table'}")
+    hours = plan.hours(own)
+    if hours is None:
+        return
+    yield row("takes", f"{_number(hours / 24)} days", f"  {_rate(plan, own)}")
+    cost = plan.cost(own)
+    if cost is not None:
+        yield row("costs", _number(cost), f"  {_number(hours * plan.count)} device-hours")
+
+
+def _rate(plan: ClusterPlan, one: LayoutPlan) -> str:
+    return f"{_number(plan.images_per_second(one))} images/s at {plan.terms.mfu:.0%} MFU"
+
+
+def _remedies(plan: ClusterPlan) -> Iterator[str]:
+    """What to set so that it fits: fewer images at once, or another way of sharing."""
+    for one in plan.layouts:
+        if one.largest_micro_batch:
+            name = "" if one.layout.chosen else f"{layout_name(one, plan.levels)} with "
+            yield f"{name}--train.micro_batch_size={one.largest_micro_batch}"
 
 
 def _memory_lines(plan: ClusterPlan) -> Iterator[str]:
@@ -98,9 +126,10 @@ def _memory_lines(plan: ClusterPlan) -> Iterator[str]:
     for name, one in zip(_names(plan), plan.layouts, strict=True):
         sizes = [_gb(one.training[part]) for part in parts]
         sums = [_gb(sum(each.values())) for each in (one.training, one.evaluation)]
-        fits = UNKNOWN if plan.budget is None else ("yes" if one.peak <= plan.budget else "no")
+        fits = {None: UNKNOWN, True: "yes", False: "no"}[plan.fits(one)]
         rows.append([name, *sizes, *sums, fits, _count(one.largest_micro_batch)])
     yield from table(rows)
+    yield "peak: of a training step; evaluation: of validation and drawing, whichever needs more."
     yield "*: as the config says. largest: images at once that fit, among the divisors of a share."
     if plan.budget is not None:
         yield (

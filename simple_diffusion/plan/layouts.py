@@ -16,9 +16,10 @@ from simple_diffusion.models.uvit import UViT
 from simple_diffusion.plan.live import PARTS
 
 FLOAT32 = 4
-# Besides the blocks' weights in use: those of the next block, gathered ahead of need, and a block's
-# gradients, whole, twice over (as they come, and packed to be sent).
+# fully_shard holds a block's weights whole while it runs, and those of the next one, gathered ahead
+# of need; of its gradients the ones that come, and a packed copy that is sent.
 GATHERED_BLOCKS, WHOLE_GRADIENTS = 2, 2
+Shapes = tuple[torch.Size, ...]
 
 
 @dataclass(frozen=True)
@@ -51,47 +52,66 @@ class Layout:
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """What sharding needs to know of a network.
+    """What sharding needs to know of a network: the shapes of its parameters.
 
     Attributes:
-        shapes: of its parameters.
-        blocks: numbers of parameters of the blocks that are gathered one by one.
-        rest: parameters outside the blocks, which stay gathered through a micro-batch.
+        blocks: of each of the blocks, which are gathered one by one.
+        rest: outside the blocks; they stay gathered through a micro-batch.
     """
 
-    shapes: tuple[torch.Size, ...]
-    blocks: tuple[int, ...]
-    rest: int
+    blocks: tuple[Shapes, ...]
+    rest: Shapes
 
     @classmethod
     def of(cls, network: UViT) -> "NetworkSizes":
         """Measure a network, which may be without content."""
-        shapes = tuple(parameter.shape for parameter in network.parameters())
-        levels = range(len(network.levels) + 1)
-        blocks = tuple(
-            sum(parameter.numel() for parameter in block.parameters())
-            for level in levels
+        blocks = [
+            list(block.parameters())
+            for level in range(len(network.levels) + 1)
             for block in network.blocks(level)
+        ]
+        inside = {id(parameter) for block in blocks for parameter in block}
+        return cls(
+            tuple(tuple(parameter.shape for parameter in block) for block in blocks),
+            tuple(p.shape for p in network.parameters() if id(p) not in inside),
         )
-        return cls(shapes, blocks, sum(s.numel() for s in shapes) - sum(blocks))
 
     @property
     def parameters(self) -> int:
         """Of the whole network."""
-        return sum(self.blocks) + self.rest
+        return sum(shape.numel() for shapes in (*self.blocks, self.rest) for shape in shapes)
 
     def piece(self, shards: int) -> int:
-        """Parameters that the first of so many devices keeps.
+        """Parameters that the first of so many devices keeps."""
+        return _piece(self.rest, shards) + sum(_piece(block, shards) for block in self.blocks)
 
-        fully_shard cuts each parameter along its first dimension, into pieces of equal size but for
-        the last; a parameter with fewer rows than devices leaves some of these without any.
+    def sent(self, shards: int) -> int:
+        """Parameters that one device sends on its way round the ring in a micro-batch.
+
+        The blocks go round three times: gathered for the forward pass, again for the backward
+        pass, and their gradients scattered; the rest twice, since it stays gathered between.
         """
-        return sum(-(-shape[0] // shards) * shape[1:].numel() for shape in self.shapes)
+        blocks = sum(_piece(block, shards) for block in self.blocks)
+        return (shards - 1) * (3 * blocks + 2 * _piece(self.rest, shards))
 
-    def gathered(self) -> int:
-        """Parameters and gradients that a device holds whole for a moment in training."""
-        block = max(self.blocks, default=0)
-        return self.rest + GATHERED_BLOCKS * block + WHOLE_GRADIENTS * max(block, self.rest)
+    def gathered(self, shards: int) -> int:
+        """Parameters and gradients that a device holds whole for a moment in training.
+
+        Gradients of the rest wait whole for the end of the backward pass, when no block's are left.
+        """
+        block = shards * max((_piece(block, shards) for block in self.blocks), default=0)
+        rest = shards * _piece(self.rest, shards)
+        gradients = max(rest + WHOLE_GRADIENTS * block, WHOLE_GRADIENTS * rest)
+        return rest + GATHERED_BLOCKS * block + gradients
+
+
+def _piece(shapes: Shapes, shards: int) -> int:
+    """Parameters of the largest piece.
+
+    fully_shard cuts each parameter along its first dimension, into pieces of equal size but for the
+    last, which travel padded; one with fewer rows than devices leaves some of these without any.
+    """
+    return sum(-(-shape[0] // shards) * shape[1:].numel() for shape in shapes)
 
 
 @dataclass(frozen=True)
@@ -143,7 +163,7 @@ def training_parts(
     gradients, batch, activations = moments.largest(share)
     return kept | {
         "gradients": piece if constant else gradients,
-        "gathered": FLOAT32 * sizes.gathered() if layout.strategy == "fsdp2" else 0,
+        "gathered": FLOAT32 * sizes.gathered(layout.shards) if layout.strategy == "fsdp2" else 0,
         "batch": batch,
         "activations": activations,
     }

@@ -117,9 +117,11 @@ class Rehearsal:
         for parameter in self.network.parameters():
             parameter.register_post_accumulate_grad_hook(self._claim_gradient)
 
-    def micro_batch(self) -> Parts:
-        """Peak of one micro-batch forward and backward, without optimiser state."""
+    def micro_batch(self, size: int) -> Parts:
+        """Peak of one micro-batch of so many images forward and backward, without the optimiser."""
+        self.micro = size
         with self.memory:
+            self.network.zero_grad(set_to_none=True)
             self.memory.forget_peak()
             model = _in_precision(self.network, self.config.train.precision)
             self._forward_backward(model, self._draw_batch(), 0)

@@ -1,4 +1,4 @@
-"""What devices send each other in a step, and how long that takes at the least.
+"""What devices send each other in a step, and how long that takes with nothing in the way.
 
 Everything goes round in rings: to gather or to reduce-scatter X bytes, each of n devices sends
 (n-1)/n X, and to all-reduce them twice that. A ring that spans nodes leaves each node once, so that
@@ -44,7 +44,8 @@ def traffic(layout: Layout, sizes: NetworkSizes, wires: Wires, micro_batches: in
     ddp all-reduces the gradients once. fsdp2 gathers the blocks' weights for the forward and again
     for the backward pass (the others once) and reduce-scatters all gradients, in each micro-batch;
     with several copies of the weights, the pieces of the gradients are then all-reduced between
-    these. Sending in two ways at once is not counted on: the times are added.
+    these. All of it is float32, under autocast too. Sending in a node and out of it at once is not
+    counted on: the times are added. Norms, counts and losses are left out.
 
     Args:
         layout: how the weights are shared.
@@ -53,12 +54,10 @@ def traffic(layout: Layout, sizes: NetworkSizes, wires: Wires, micro_batches: in
         micro_batches: of a step.
     """
     shards, copies = layout.shards, layout.devices // layout.shards
-    whole = FLOAT32 * sizes.parameters
-    thrice = FLOAT32 * (2 * sizes.rest + 3 * sum(sizes.blocks))
-    inside = thrice * (shards - 1) / shards
+    inside = FLOAT32 * sizes.sent(shards)
     between = 2 * (copies - 1) / copies * FLOAT32 * sizes.piece(shards)
     if layout.strategy == "ddp":
-        micro_batches, between = 1, 2 * (copies - 1) / copies * whole
+        micro_batches = 1
     # Devices next to each other share a copy, so that those with the same piece are `shards` apart:
     # so many of a node's rings leave it.
     rings = min(shards, wires.per_node)
