@@ -84,3 +84,12 @@ def tiny_config(tiny_shards: Path, tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def kept(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run with snapshots of two averages, and a third average that it tracked; not to change."""
+    from tests.trained_run import snapshot_run
+
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    return folder, snapshot_run(tiny_shards, folder)

@@ -77,3 +77,30 @@ def train_run(shards: Path, run_dir: Path, **sections: dict[str, Any]) -> Traine
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     trainer.run()
     return TrainedRun(run_dir, config, trainer)
+
+
+def snapshot_run(shards: Path, run_dir: Path) -> dict[str, Tensor]:
+    """Train a run that keeps snapshots of the averages of lengths 0.05 and 0.10, 64 of each.
+
+    It tracked a third one too, of length 0.075, which its config then knows nothing of.
+
+    Returns:
+        That third average.
+    """
+    lengths = [0.05, 0.10, 0.075]
+    run = train_run(
+        shards,
+        run_dir,
+        ema={"lengths": lengths, "snapshot_images": 8},
+        train={"total_images": 512},
+        checkpoint={"every_images": 512},
+        validation={"images": 16, "every_images": 512, "logsnr": [-4, 0, 4]},
+        grids={"final_num": 1},
+    )
+    tracked = {name: t.clone() for name, t in run.trainer.state.ema.tensors("ema_0.075").items()}
+    path = run_dir / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    assert tree["ema"]["lengths"] == lengths
+    tree["ema"]["lengths"] = lengths[:2]
+    path.write_text(yaml.safe_dump(tree))
+    return tracked
