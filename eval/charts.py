@@ -7,6 +7,7 @@ defines the CSS variables `--text`, `--line`, `--one`, `--two` and `--three`.
 import io
 import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,26 +27,55 @@ _INKS = {
     "two": "#c4541c",
     "three": "#2b8a57",
 }
-# Train field, title, whether on a logarithmic axis, factor to the title's unit.
-_CURVES = (
-    ("loss", "Training loss", True, 1.0),
-    ("grad_norm", "Gradient norm, before clipping", True, 1.0),
-    ("lr", "Learning rate", False, 1.0),
-    ("images_per_second", "Throughput (images/s)", False, 1.0),
-    ("data_wait", "Time waiting for data (%)", False, 100.0),
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """One plot of train fields.
+
+    Attributes:
+        title: it names the unit where that is not obvious.
+        fields: with what they are called, of which the first is the one that must be known.
+        logarithmic: whether on a logarithmic axis.
+        scale: factor from the fields' unit to the title's.
+    """
+
+    title: str
+    fields: tuple[tuple[str, str], ...]
+    logarithmic: bool = False
+    scale: float = 1.0
+
+
+_PLOTS = (
+    _Plot("Training loss", (("loss", ""),), True),
+    _Plot("Gradient norm, before clipping", (("grad_norm", ""),), True),
+    _Plot("Learning rate", (("lr", ""),)),
+    _Plot("Throughput (images/s)", (("images_per_second", ""),)),
+    _Plot("Model FLOPs utilisation (%)", (("mfu", ""),), scale=100.0),
+    _Plot(
+        "Step time (ms)",
+        (
+            ("step_seconds_max", "slowest process"),
+            ("step_seconds_min", "fastest process"),
+            ("step_seconds_longest", "longest step"),
+        ),
+        scale=1000.0,
+    ),
+    _Plot("Time waiting for data (%)", (("data_wait", ""),), scale=100.0),
+    _Plot(
+        "Peak memory, fullest process (GB)",
+        (("memory_gb", "allocated"), ("memory_reserved_gb", "reserved")),
+    ),
+    _Plot("Steps skipped so far", (("skipped", ""),)),
 )
 
 
 def training_curves(log: RunLog) -> list[str]:
-    """Loss, gradient norm, learning rate, throughput and data wait; an SVG of each that is known.
+    """An SVG of each train field that is known: loss, gradient norm, speed, memory and the like.
 
     Fields whose unit is not obvious name it in their title.
     """
-    return [
-        _curve(log, name, title, logarithmic=logarithmic, scale=scale)
-        for name, title, logarithmic, scale in _CURVES
-        if np.isfinite(log.curves[name]).any()
-    ]
+    return [_curves(log, plot) for plot in _PLOTS if _known(log, plot.fields[0][0])]
 
 
 def validation_means(log: RunLog) -> str:
@@ -171,8 +201,19 @@ def _legend(axes: Axes) -> None:
             text.set_parse_math(False)  # names from a file are not formulas
 
 
+def _known(log: RunLog, name: str) -> bool:
+    return bool(np.isfinite(log.curves[name]).any())
+
+
 def _draw(
-    axes: Axes, log: RunLog, name: str, *, logarithmic: bool = False, scale: float = 1.0
+    axes: Axes,
+    log: RunLog,
+    name: str,
+    *,
+    label: str = "training",
+    ink: str = "one",
+    logarithmic: bool = False,
+    scale: float = 1.0,
 ) -> None:
     """A train field over images seen: every line faintly, the smoothed curve over it."""
     raw = log.curves[name] * scale
@@ -180,8 +221,8 @@ def _draw(
         raw = np.where(raw > 0, raw, np.nan)
     x = _thin(log.images_seen)
     marker = "o" if len(x) <= _FEW_POINTS else ""
-    axes.plot(x, _thin(raw), color=_INKS["one"], alpha=0.3, linewidth=0.9, marker=marker, ms=3)
-    axes.plot(x, _thin(smooth(raw)), color=_INKS["one"], linewidth=1.9, label="training")
+    axes.plot(x, _thin(raw), color=_INKS[ink], alpha=0.3, linewidth=0.9, marker=marker, ms=3)
+    axes.plot(x, _thin(smooth(raw)), color=_INKS[ink], linewidth=1.9, label=label)
     axes.xaxis.set_major_formatter(_count_label)
 
 
@@ -197,16 +238,28 @@ def _draw_means(axes: Axes, log: RunLog) -> None:
     _legend(axes)
 
 
-def _curve(log: RunLog, name: str, title: str, *, logarithmic: bool, scale: float) -> str:
-    figure, axes = _axes(title)
-    _draw(axes, log, name, logarithmic=logarithmic, scale=scale)
-    if logarithmic:
+def _curves(log: RunLog, plot: _Plot) -> str:
+    figure, axes = _axes(plot.title)
+    shown = [field for field in plot.fields if _known(log, field[0])]
+    for (name, label), ink in zip(shown, ("one", "two", "three"), strict=False):
+        _draw(
+            axes,
+            log,
+            name,
+            label=label,
+            ink=ink,
+            logarithmic=plot.logarithmic,
+            scale=plot.scale,
+        )
+    if plot.logarithmic:
         _log_y(axes)
     else:
-        values = log.curves[name] * scale
+        values = np.concatenate([log.curves[name] * plot.scale for name, _ in shown])
         top = float(values[np.isfinite(values)].max())
         axes.set_ylim(0, 1.1 * top if top > 0 else 1)
-    return _svg(figure, name)
+    if len(shown) > 1:
+        _legend(axes)
+    return _svg(figure, plot.fields[0][0])
 
 
 def _svg(figure: Figure, name: str) -> str:

@@ -42,6 +42,8 @@ table { border-collapse: collapse; width: 100%; font-size: 0.93rem; }
 table, .facts { font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 12px; border-bottom: 1px solid var(--edge); text-align: right; }
 td { white-space: nowrap; }
+.texts th, .texts td { text-align: left; vertical-align: top; }
+.texts td:last-child { white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 600px) { section { padding: 14px; } th, td { padding: 4px 5px; } }
 th:first-child, td:first-child { text-align: left; }
 tr.better td:last-child { color: var(--three); font-weight: 600; }

@@ -7,11 +7,10 @@ is trusted: text is escaped, pictures are decoded and encoded afresh.
 
 import base64
 import io
-import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -25,7 +24,9 @@ from eval.charts import (
     training_curves,
     validation_means,
 )
+from eval.page_parts import duration, figure, rate, table
 from eval.page_style import STYLE
+from eval.report_events import what_happened
 from eval.run_log import RunLog, Validation, read_run, sample_grids
 
 _MAX_CONFIG = 2**18  # bytes
@@ -54,6 +55,7 @@ def write_report(run_dir: Path) -> Path:
         + _scores(log)
         + _validation(log)
         + _training(log)
+        + what_happened(log)
         + _config(run_dir / "config.yaml")
     )
     page = (
@@ -92,18 +94,6 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _figure(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "–"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def _header(log: RunLog, name: str) -> str:
     notices = (
         (log.unreadable, "lines of metrics.jsonl could not be read and are left out"),
@@ -125,10 +115,12 @@ def _facts(log: RunLog) -> str:
     if log.steps is not None:
         facts.append(("optimiser steps", f"{log.steps:,}"))
     shown: tuple[tuple[str, Callable[[np.ndarray], float], str, Callable[[float], str]], ...] = (
-        ("seconds", np.max, "wall time", _duration),
-        ("images_per_second", np.median, "images/s, median", _rate),
+        ("seconds", np.max, "wall time", duration),
+        ("images_per_second", np.median, "images/s, median", rate),
+        ("mfu", np.median, "MFU, median", lambda v: f"{100 * v:.1f}%"),
         ("data_wait", np.mean, "waiting for data", lambda v: f"{100 * v:.1f}%"),
         ("memory_gb", np.max, "GB memory, peak", lambda v: f"{v:.1f}"),
+        ("skipped", np.max, "steps skipped", lambda v: f"{v:,.0f}"),
     )
     for name, reduce, label, form in shown:
         values = log.curves[name][np.isfinite(log.curves[name])]
@@ -138,10 +130,6 @@ def _facts(log: RunLog) -> str:
         facts.append(("parameters", f"{log.parameters:,}"))
     items = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts)
     return f'<dl class="facts">{items}</dl>' if items else ""
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _setup(log: RunLog) -> str:
@@ -214,7 +202,7 @@ def _scores(log: RunLog) -> str:
     rows = []
     for name, (value, matched, floor) in after.figures.items():
         cells = [first.get(name, (math.nan,))[0]] if first else []
-        rows.append((escape(name), *map(_figure, [*cells, value, matched, floor])))
+        rows.append((escape(name), *map(figure, [*cells, value, matched, floor])))
     shown = {k: v for k, v in after.pins.items() if k not in ("extractor_sha256", "reference")}
     pins = ", ".join(f"{escape(k.replace('_', ' '))} {escape(v)}" for k, v in shown.items())
     note = (
@@ -225,7 +213,7 @@ def _scores(log: RunLog) -> str:
     )
     plots = "".join(score_curve(log, name) for name in after.figures) if first else ""
     return (
-        f'<section><h2>Scores</h2><p class="note">{note}</p>{_table(head, rows)}'
+        f'<section><h2>Scores</h2><p class="note">{note}</p>{table(head, rows)}'
         f'<div class="plots">{plots}</div></section>'
     )
 
@@ -251,11 +239,11 @@ def _validation(log: RunLog) -> str:
     others = ""
     if len(groups) > 1:
         rows = [
-            (escape(name), f"{g[-1].images_seen:,}", _figure(g[0].mean), _figure(g[-1].mean))
+            (escape(name), f"{g[-1].images_seen:,}", figure(g[0].mean), figure(g[-1].mean))
             for name, g in groups.items()
         ]
         head = ("weights", "images seen", "mean eps-MSE, first", "last")
-        others = "<h3>All sets of weights</h3>" + _table(head, rows)
+        others = "<h3>All sets of weights</h3>" + table(head, rows)
     plots = spectrum(log, before, after) + validation_means(log)
     return (
         f'<section><h2>Validation</h2><p class="note">{note}</p><div class="plots">{plots}</div>'
@@ -274,9 +262,9 @@ def _bin_table(log: RunLog, before: Validation, after: Validation) -> str:
         ratio = error / wiener if wiener > 0 else math.nan
         cells = [first.get(value, math.nan)] if first else []
         cells += [error, wiener, ratio] if log.wiener else [error]
-        rows.append((f"{value:g}", *map(_figure, cells)))
+        rows.append((f"{value:g}", *map(figure, cells)))
         css.append("" if math.isnan(ratio) else "better" if ratio < 1 else "worse")
-    return _table(head, rows, css)
+    return table(head, rows, css)
 
 
 def _training(log: RunLog) -> str:
@@ -285,18 +273,9 @@ def _training(log: RunLog) -> str:
         return ""
     terms = ""
     if log.terms:
-        rows = [(escape(name), _figure(value)) for name, value in log.terms.items()]
-        terms = "<h3>Terms of the loss, last line</h3>" + _table(("term", "value"), rows)
+        rows = [(escape(name), figure(value)) for name, value in log.terms.items()]
+        terms = "<h3>Terms of the loss, last line</h3>" + table(("term", "value"), rows)
     return f'<section><h2>Training</h2><div class="plots">{"".join(shown)}</div>{terms}</section>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], css: Sequence[str] = ()) -> str:
-    """An HTML table of cells that are already escaped; `css` gives each row its class."""
-    lines = ["<tr>" + "".join(f'<th scope="col">{cell}</th>' for cell in head) + "</tr>"]
-    for row, name in itertools.zip_longest(rows, css, fillvalue=""):
-        cells = "".join(f"<td>{cell}</td>" for cell in row)
-        lines.append(f'<tr class="{name}">{cells}</tr>')
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
 def _config(path: Path) -> str:

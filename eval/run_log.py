@@ -9,11 +9,14 @@ A run folder holds, each part optional:
                     `"kind": "run"`: parameters, device, processes, threads, precision,
                     total_images.
                     `"kind": "train"`: step, loss, grad_norm, lr, images_per_second, memory_gb,
-                    data_wait (share of time), seconds (of the whole run so far, earlier processes
-                    included), replaced (corrupt samples so far), `loss/<term>`.
+                    memory_reserved_gb, mfu, data_wait (share of time), step_seconds_min, _max (mean
+                    step of the fastest and the slowest process) and _longest, seconds (of the whole
+                    run so far, earlier processes included), skipped and replaced (steps and corrupt
+                    samples so far), `loss/<term>`.
                     `"kind": "validation"`: weights, logsnr, eps_mse, mean.
                     `"kind": "scores"`: weights, extractor, num, reference_images, steps, guidance,
                     scores: figure -> value, matched, floor (`eval.metrics.Score`).
+                    `"kind": "stop"`, `"skipped"`, `"spike"`, `"checkpoint"`: see `eval.run_events`.
                     Any line may state `parameters`.
     wiener.json     logsnr, eps_mse, images: the linear yardstick (`eval.wiener.yardstick`).
     samples/        `<images seen>.png` and `final.png`.
@@ -29,13 +32,22 @@ from typing import Any
 
 import numpy as np
 
+from eval.run_events import KINDS, Events
+from eval.untrusted import MAX_TEXT, count_of, number_of, text_of
+
 TRAIN_FIELDS = (
     "loss",
     "grad_norm",
     "lr",
     "images_per_second",
+    "mfu",
     "memory_gb",
+    "memory_reserved_gb",
     "data_wait",
+    "step_seconds_min",
+    "step_seconds_max",
+    "step_seconds_longest",
+    "skipped",
     "seconds",
 )
 # What a line of scores must share with another for their figures to compare.
@@ -55,7 +67,6 @@ _PINS = (
 )
 _MAX_LINE = 2**20  # bytes of one metrics line
 _MAX_BINS = 256
-_MAX_TEXT = 80  # characters of a device's name and the like
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,7 @@ class RunLog:
         precision: of training's network calls.
         validations: in the order of the file.
         scorings: in the order of the file.
+        events: what else happened.
         wiener: eps-MSE of the yardstick by λ.
         wiener_images: how many images the yardstick was fitted to.
         unreadable: lines of metrics.jsonl that were left out.
@@ -130,6 +142,7 @@ class RunLog:
     precision: str = ""
     validations: list[Validation] = field(default_factory=list)
     scorings: list[Scoring] = field(default_factory=list)
+    events: Events = field(default_factory=Events)
     wiener: dict[float, float] = field(default_factory=dict)
     wiener_images: int | None = None
     unreadable: int = 0
@@ -172,26 +185,29 @@ def read_run(run_dir: Path) -> RunLog:
     log = RunLog()
     metrics = run_dir / "metrics.jsonl"
     for record in _records(metrics) if metrics.is_file() else ():
-        images = _count(record, "images_seen") if record else None
+        images = count_of(record, "images_seen") if record else None
         if record is None or images is None:
             log.unreadable += 1
             continue
-        log.parameters = _count(record, "parameters") or log.parameters
-        if record.get("kind") == "run":
+        log.parameters = count_of(record, "parameters") or log.parameters
+        kind = record.get("kind")
+        if kind in KINDS:
+            log.events.read(images, record)
+        if kind == "run":
             _read_facts(record, log)
-        elif record.get("kind") == "train":
+        elif kind == "train":
             seen.append(images)
-            log.steps, log.replaced = _count(record, "step"), _count(record, "replaced")
+            log.steps, log.replaced = count_of(record, "step"), count_of(record, "replaced")
             for name, column in columns.items():
-                column.append(_number(record.get(name)))
-            log.terms = {k[5:]: _number(v) for k, v in record.items() if k.startswith("loss/")}
-        elif record.get("kind") == "validation":
+                column.append(number_of(record.get(name)))
+            log.terms = {k[5:]: number_of(v) for k, v in record.items() if k.startswith("loss/")}
+        elif kind == "validation":
             if (bins := _bins(record)) is None:
                 log.unreadable += 1
                 continue
-            weights, mean = str(record.get("weights", "")), _number(record.get("mean"))
+            weights, mean = str(record.get("weights", "")), number_of(record.get("mean"))
             log.validations.append(Validation(images, weights, *bins, mean))
-        elif record.get("kind") == "scores":
+        elif kind == "scores":
             log.scorings.append(_scoring(images, record))
     log.images_seen = np.array(seen, dtype=np.float64)
     log.curves = {name: np.array(column) for name, column in columns.items()}
@@ -207,11 +223,11 @@ def sample_grids(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def _read_facts(record: dict[str, Any], log: RunLog) -> None:
-    log.total_images = _count(record, "total_images")
-    log.processes = _count(record, "processes")
-    log.threads = _count(record, "threads")
-    log.device = _text(record, "device")
-    log.precision = _text(record, "precision")
+    log.total_images = count_of(record, "total_images")
+    log.processes = count_of(record, "processes")
+    log.threads = count_of(record, "threads")
+    log.device = text_of(record, "device")
+    log.precision = text_of(record, "precision")
 
 
 def _scoring(images_seen: int, record: dict[str, Any]) -> Scoring:
@@ -219,10 +235,10 @@ def _scoring(images_seen: int, record: dict[str, Any]) -> Scoring:
     scores = record.get("scores")
     for name, score in scores.items() if isinstance(scores, dict) else ():
         if isinstance(score, dict) and len(figures) < _MAX_BINS:
-            value, matched, floor = (_number(score.get(k)) for k in ("value", "matched", "floor"))
-            figures[name[:_MAX_TEXT]] = value, matched, floor
-    pins = {key: str(record[key])[:_MAX_TEXT] for key in _PINS if key in record}
-    return Scoring(images_seen, str(record.get("weights", ""))[:_MAX_TEXT], pins, figures)
+            value, matched, floor = (number_of(score.get(k)) for k in ("value", "matched", "floor"))
+            figures[name[:MAX_TEXT]] = value, matched, floor
+    pins = {key: str(record[key])[:MAX_TEXT] for key in _PINS if key in record}
+    return Scoring(images_seen, str(record.get("weights", ""))[:MAX_TEXT], pins, figures)
 
 
 def _read_wiener(path: Path, log: RunLog) -> None:
@@ -234,7 +250,7 @@ def _read_wiener(path: Path, log: RunLog) -> None:
         return
     if isinstance(record, dict) and (bins := _bins(record)) is not None:
         log.wiener = dict(zip(*bins, strict=True))
-        log.wiener_images = _count(record, "images")
+        log.wiener_images = count_of(record, "images")
 
 
 def _records(path: Path) -> Iterator[dict[str, Any] | None]:
@@ -255,26 +271,10 @@ def _records(path: Path) -> Iterator[dict[str, Any] | None]:
             yield record if isinstance(record, dict) else None
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return math.nan
-    return float(value) if abs(value) < 1e300 else math.nan
-
-
-def _count(record: dict[str, Any], key: str) -> int | None:
-    value = record.get(key)
-    return value if type(value) is int and 0 <= value < 2**63 else None
-
-
-def _text(record: dict[str, Any], key: str) -> str:
-    value = record.get(key)
-    return value[:_MAX_TEXT] if isinstance(value, str) else ""
-
-
 def _bins(record: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     logsnr, errors = record.get("logsnr"), record.get("eps_mse")
     if not isinstance(logsnr, list) or not isinstance(errors, list):
         return None
     if len(logsnr) != len(errors) or len(logsnr) > _MAX_BINS:
         return None
-    return tuple(map(_number, logsnr)), tuple(map(_number, errors))
+    return tuple(map(number_of, logsnr)), tuple(map(number_of, errors))

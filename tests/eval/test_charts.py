@@ -11,7 +11,7 @@ from eval.charts import losses_picture, smooth, spectrum, training_curves, valid
 from eval.run_log import RunLog, read_run
 from tests.eval.run_folder import AFTER, BEFORE, train_line, validation_line, write_metrics
 
-LOSS_ONLY = dict.fromkeys(("grad_norm", "lr", "images_per_second", "data_wait"))
+LOSS_ONLY = dict.fromkeys(("grad_norm", "lr", "images_per_second", "data_wait", "memory_gb"))
 
 
 def texts(svg: str) -> list[str]:
@@ -52,7 +52,51 @@ def test_no_two_plots_share_an_id(run: Path) -> None:
 def test_only_known_curves_are_drawn(tmp_path: Path) -> None:
     lines = [train_line(n, lr=None, data_wait=None) for n in (10, 20)]
     titles = [texts(svg)[-1] for svg in training_curves(log_of(tmp_path, *lines))]
-    assert titles == ["Training loss", "Gradient norm, before clipping", "Throughput (images/s)"]
+    assert titles == [
+        "Training loss",
+        "Gradient norm, before clipping",
+        "Throughput (images/s)",
+        "Peak memory, fullest process (GB)",
+    ]
+
+
+FULL = {
+    "mfu": 0.4,
+    "memory_reserved_gb": 2.0,
+    "step_seconds_min": 0.20,
+    "step_seconds_max": 0.25,
+    "step_seconds_longest": 0.5,
+    "skipped": 3,
+}
+
+
+def test_a_line_of_a_cluster_has_all_curves(tmp_path: Path) -> None:
+    """Units are those of the titles; of several lines each is named."""
+    log = log_of(tmp_path, *(train_line(n, **FULL) for n in (10, 20, 30)))
+    by_title = {
+        next(word for word in texts(svg) if word[:1].isupper()): svg for svg in training_curves(log)
+    }
+    assert len(by_title) == 9
+    tops = {title: max(tick_values(svg)) for title, svg in by_title.items()}
+    assert 40 <= tops["Model FLOPs utilisation (%)"] <= 44
+    assert 500 <= tops["Step time (ms)"] <= 550
+    assert 2 <= tops["Peak memory, fullest process (GB)"] <= 2.2
+    assert 3 <= tops["Steps skipped so far"] <= 3.3
+    words = texts(by_title["Step time (ms)"])
+    assert words[-3:] == ["slowest process", "fastest process", "longest step"]
+    assert texts(by_title["Peak memory, fullest process (GB)"])[-2:] == ["allocated", "reserved"]
+
+
+def test_the_slowest_process_is_above_the_fastest(tmp_path: Path) -> None:
+    fields = FULL | {"step_seconds_longest": None}
+    log = log_of(tmp_path, *(train_line(n, **fields) for n in (10, 20, 30)))
+    (svg,) = (one for one in training_curves(log) if "Step time" in one)
+    height = {
+        ink: min(float(y) for y in re.findall(rf'y="([0-9.]+)" style="fill: var\(--{ink}\)', svg))
+        for ink in ("one", "two")
+    }
+    assert height["one"] < height["two"]  # measured from the top
+    assert "var(--three)" not in svg
 
 
 def test_spectrum_has_a_line_for_each_thing_known(run: Path) -> None:
@@ -96,7 +140,7 @@ def test_curves_of_zeros_are_drawn_without_a_warning(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     zeros = {"lr": 0.0, "data_wait": 0.0, "loss": 0.0, "grad_norm": 0.0}
-    assert len(training_curves(log_of(tmp_path, train_line(10, **zeros)))) == 5
+    assert len(training_curves(log_of(tmp_path, train_line(10, **zeros)))) == 6
     assert not list(recwarn)
 
 

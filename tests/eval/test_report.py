@@ -96,7 +96,7 @@ def test_everything_is_in_the_page_and_nothing_comes_from_outside(run: Path) -> 
     sources = [a["src"] for tag, a in page.tags if tag == "img"]
     assert len(sources) == 4
     assert all(s is not None and s.startswith("data:image/png;base64,") for s in sources)
-    assert page.count("svg") == 7
+    assert page.count("svg") == 8
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
     for _, attributes in page.tags:
