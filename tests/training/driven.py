@@ -67,8 +67,8 @@ def watch_steps(trainer: Trainer, log: Path) -> None:
 def spoil_losses(trainer: Trainer, first: int, last: int) -> None:
     objective = trainer.stepper.objective
 
-    def spoilt(network: Any, batch: Any) -> Any:
-        losses = objective(network, batch)
+    def spoilt(*arguments: Any) -> Any:
+        losses = objective(*arguments)
         if first <= trainer.images_seen <= last:
             factor = torch.ones_like(losses.loss)
             factor[0] = torch.nan
