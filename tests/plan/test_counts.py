@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from simple_diffusion.config import ModelConfig, ScheduleConfig, build_network
 from simple_diffusion.plan.counts import count_flops, count_parameters
@@ -63,6 +65,20 @@ def test_flops_of_a_convolutional_level() -> None:
     forward = conditioning() + stem + down + transformer_block(low, width) + up + head
     step = 3 * forward - stem - linear(1, FEATURES, CONDITION)
     assert count_flops(small_run(CONV)) == (forward, step)
+
+
+@pytest.mark.parametrize("model", [VIT, CONV, replace(CONV, skips="level", positions="rotary")])
+def test_flops_are_those_of_a_real_step(model: ModelConfig) -> None:
+    """With content, on four images, by torch's counter."""
+    network = build_network(model, 16)
+    images, labels = torch.randn(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        prediction = network(images, torch.randn(4), labels)
+        forward = counter.get_total_flops()
+        prediction.square().sum().backward()
+    planned_forward, planned_step = count_flops(small_run(model))
+    assert planned_forward == pytest.approx(forward / 4, rel=0.03)
+    assert planned_step == pytest.approx(counter.get_total_flops() / 4, rel=0.03)
 
 
 def test_flops_do_not_depend_on_the_batch_or_precision() -> None:

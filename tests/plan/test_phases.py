@@ -137,7 +137,8 @@ def test_a_real_step_takes_as_much_from_the_allocator(config: RunConfig) -> None
     network = build_network(config.model, size)
     objective = build_objective(config.objective, config.schedule.build(size))
     optimizer = adamw(network, lr=1e-4, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
-    averages = Ema(network, config.ema.lengths, every_steps=1)
+    parameters = dict(network.named_parameters())
+    averages = Ema(parameters, config.ema.lengths, every_steps=1)
     draws = Draws(
         seed=0,
         batch_size=batch,
@@ -165,7 +166,7 @@ def test_a_real_step_takes_as_much_from_the_allocator(config: RunConfig) -> None
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        averages.update(network, number + 1, (number + 1) * batch)
+        averages.update(parameters, number + 1, (number + 1) * batch)
 
     step(0)
     with torch.profiler.profile(profile_memory=True) as profile:
