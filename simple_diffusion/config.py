@@ -19,10 +19,13 @@ from simple_diffusion.config_cluster import (
     ParallelConfig,
 )
 from simple_diffusion.config_data import DataConfig
+from simple_diffusion.config_few_step import FewStepConfig, NoFewStep, ShortcutConfig, StepsConfig
 from simple_diffusion.diffusion import schedules, timesteps, weighting
-from simple_diffusion.diffusion.objectives import Denoising
+from simple_diffusion.diffusion.few_step_sampler import FEW_STEP
+from simple_diffusion.diffusion.objectives import Denoising, FewStep
 from simple_diffusion.diffusion.prediction import Prediction
-from simple_diffusion.diffusion.samplers import SAMPLERS, Spacing
+from simple_diffusion.diffusion.samplers import SAMPLERS
+from simple_diffusion.diffusion.spacing import Spacing
 from simple_diffusion.models.uvit import UViT
 
 Precision = Literal["fp32", "bf16"]
@@ -173,6 +176,7 @@ class ModelConfig:
     dropout_resolution: int | None = None
     num_classes: int = 0
     condition_width: int = 256
+    step_condition: bool = False
     attention: Literal["sdpa", "xformers"] = "sdpa"
 
 
@@ -240,7 +244,8 @@ class EmaConfig:
 class TrainConfig:
     """The loop. `batch_size` is global; `micro_batch_size` is per device, null for no accumulation.
 
-    `compile` compiles each block with torch.compile; on CPUs it costs minutes and gains nothing.
+    `precision` auto, in a file, is what the machine is fastest in. `compile` compiles each block
+    with torch.compile; on CPUs it costs minutes and gains nothing.
     """
 
     batch_size: int = 64
@@ -286,7 +291,8 @@ class ValidationConfig:
 class SamplingConfig:
     """How images are drawn: the grids during training, and the defaults of `sample` and `export`.
 
-    `guidance_interval` is (lowest, highest) λ at which guidance applies.
+    `guidance_interval` is (lowest, highest) λ at which guidance applies. The sampler `few_step` is
+    for runs with a few-step objective, and takes the spacing and the guidance of its training.
     """
 
     sampler: str = "dpm++2m"
@@ -298,8 +304,8 @@ class SamplingConfig:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        names = ", ".join(SAMPLERS)
-        require(self.sampler in SAMPLERS, f"sampling.sampler must be one of {names}")
+        names = (*SAMPLERS, FEW_STEP)
+        require(self.sampler in names, f"sampling.sampler must be one of {', '.join(names)}")
         require(self.steps >= 1, "sampling.steps must be at least 1")
         require(self.batch_size >= 1, "sampling.batch_size must be at least 1")
         low, high = self.guidance_interval
@@ -374,6 +380,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     schedule: ScheduleConfig = field(default_factory=CosineConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    few_step: FewStepConfig = field(default_factory=NoFewStep)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -389,6 +396,33 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed must lie in [0, 2^32)")
+        check_few_step(self)
+
+
+def check_few_step(config: RunConfig) -> None:
+    """Raises ConfigError where other sections do not fit `few_step`."""
+    few, sampling = config.few_step, config.sampling
+    if not isinstance(few, StepsConfig):
+        require(
+            not config.model.step_condition,
+            "model.step_condition is for a few-step objective: set few_step.type, or leave it out",
+        )
+        require(
+            sampling.sampler != FEW_STEP,
+            f"sampling.sampler {FEW_STEP} is for a few-step objective: set few_step.type",
+        )
+        return
+    require(config.model.step_condition, "few_step needs model.step_condition: true")
+    require(
+        not isinstance(few, ShortcutConfig) or few.target_length in config.ema.lengths,
+        "few_step.target_length must be one of ema.lengths: add it there",
+    )
+    require(
+        sampling.sampler != FEW_STEP
+        or (sampling.spacing, sampling.guidance) == (few.spacing, few.guidance),
+        f"sampling.sampler {FEW_STEP} samples as it was trained: set sampling.spacing to "
+        f"{few.spacing} and sampling.guidance to {few.guidance}, as in few_step",
+    )
 
 
 def build_network(model: ModelConfig, image_size: int) -> UViT:
@@ -396,8 +430,18 @@ def build_network(model: ModelConfig, image_size: int) -> UViT:
     return UViT(image_size=image_size, **vars(model))
 
 
-def build_objective(config: ObjectiveConfig, schedule: schedules.Schedule) -> Denoising:
-    """The training objective of a config."""
+def build_objective(config: RunConfig) -> Denoising | FewStep:
+    """The training objective of a config.
+
+    Raises:
+        ValueError: its parts do not fit together.
+    """
+    denoising = build_denoising(config.objective, config.schedule.build(config.data.image_size))
+    return config.few_step.build(denoising, config.model.num_classes or None) or denoising
+
+
+def build_denoising(config: ObjectiveConfig, schedule: schedules.Schedule) -> Denoising:
+    """The denoising objective of a config."""
     return Denoising(
         schedule=schedule,
         prediction=config.prediction,

@@ -19,6 +19,7 @@ import yaml
 
 from simple_diffusion.config import RunConfig
 from simple_diffusion.config_checks import RefusedValueError
+from simple_diffusion.config_precision import AUTO, fastest_precision
 
 MAX_FILE_BYTES = 1_000_000
 COMMAND_LINE = "command line"
@@ -65,7 +66,17 @@ def decode(tree: dict[str, Any], sources: Sources, origin: str) -> RunConfig:
     Raises:
         ConfigError: unknown key, wrong type, or a refused value.
     """
-    return decode_as(RunConfig, tree, sources, origin)
+    return decode_as(RunConfig, _with_precision(tree), sources, origin)
+
+
+def _with_precision(tree: dict[str, Any]) -> dict[str, Any]:
+    """`precision: auto` made definite, so that a saved config says what was computed."""
+    sections = {
+        name: section | {"precision": fastest_precision()}
+        for name, section in tree.items()
+        if isinstance(section, dict) and section.get("precision") == AUTO
+    }
+    return tree | sections
 
 
 def decode_as(cls: type[T], tree: dict[str, Any], sources: Sources, origin: str) -> T:

@@ -39,7 +39,9 @@ ROOMS = {
     "simple_diffusion.config_checks": "config",
     "simple_diffusion.config_cluster": "config",
     "simple_diffusion.config_data": "config",
+    "simple_diffusion.config_few_step": "config",
     "simple_diffusion.config_files": "config",
+    "simple_diffusion.config_precision": "config",
     "eval.evaluate": "eval_runs",
     "eval.ablate": "eval_runs",
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simple_diffusion.config import build_network, build_objective
+from simple_diffusion.config import build_denoising, build_network, build_objective
 from simple_diffusion.config_files import dump_config, load_config
 from simple_diffusion.diffusion.multiscale import halvings, scales
 from simple_diffusion.training.train_data import image_shapes
@@ -44,7 +44,8 @@ def test_config_builds(path: Path, tmp_path: Path) -> None:
         assert millions == pytest.approx(expected, rel=tolerance)
 
     schedule = config.schedule.build(side)
-    objective = build_objective(config.objective, schedule)
+    build_objective(config)  # refuses what does not fit together
+    objective = build_denoising(config.objective, schedule)
     t = torch.linspace(0.001, 0.999, 101, dtype=torch.float64)
     assert (schedule(t).diff() < 0).all()
     assert torch.isfinite(objective.weights(t)).all()

@@ -57,7 +57,8 @@ def chosen_sampling(arguments: argparse.Namespace, saved: "SavedRun") -> "Sampli
     Raises:
         ValueError: an option that this run has no use for, or an unknown name.
     """
-    from simple_diffusion.diffusion.samplers import SAMPLERS, SPACINGS
+    from simple_diffusion.diffusion.samplers import SAMPLERS
+    from simple_diffusion.diffusion.spacing import SPACINGS
 
     _one_of("--sampler", arguments.sampler, SAMPLERS)
     _one_of("--spacing", arguments.spacing, SPACINGS)

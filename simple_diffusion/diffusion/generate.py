@@ -9,8 +9,9 @@ from torch import Tensor
 from simple_diffusion.diffusion.guidance import Network, denoiser
 from simple_diffusion.diffusion.prediction import Prediction
 from simple_diffusion.diffusion.randomness import generators, normals
-from simple_diffusion.diffusion.samplers import Sampler, Spacing
+from simple_diffusion.diffusion.samplers import Sampler
 from simple_diffusion.diffusion.schedules import Schedule
+from simple_diffusion.diffusion.spacing import Spacing
 
 
 @torch.no_grad()

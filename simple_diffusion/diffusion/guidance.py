@@ -10,14 +10,15 @@ from torch import Tensor
 from simple_diffusion.diffusion.prediction import Prediction, convert
 from simple_diffusion.diffusion.schedules import Schedule
 
-Network = Callable[..., Tensor]  # (z, logsnr, labels) -> prediction of the shape of z
+# (z, logsnr, labels) -> prediction of the shape of z; few-step networks take a fourth, step sizes.
+Network = Callable[..., Tensor]
 
 
 class Denoiser(Protocol):
     """Estimates the clean image: (z, t, step) -> x0_hat.
 
-    `t` is the time of z, `step` the decrease of t that the sampler is about to make (a condition of
-    few-step networks); both are the same for the whole batch.
+    `t` is the time of z; `step` is the step size that few-step networks are told, and 0 asks for
+    the plain denoised image. Both are the same for the whole batch.
     """
 
     def __call__(self, z: Tensor, t: float, step: float) -> Tensor: ...
@@ -36,13 +37,15 @@ def denoiser(
 ) -> Denoiser:
     """A denoiser with classifier-free guidance: x0 = x0_null + guidance · (x0_class - x0_null).
 
-    Inside `interval` both branches run as one batch; outside it, and for guidance 1, only the
-    conditional branch does. All predictions are affine in x0 with the same slope, so guiding x0 is
-    guiding whatever the network predicts.
+    Inside `interval` both branches run as one batch. Outside it, for guidance 1, and for steps that
+    were trained with guidance in them (all but 0), only the conditional branch does. All
+    predictions are affine in x0 with the same slope, so guiding x0 is guiding whatever the network
+    predicts.
     Sources: Ho & Salimans 2021; Kynkäänniemi et al. 2024 for the interval.
 
     Args:
-        network: called as network(z, logsnr, labels), logsnr of shape (B,).
+        network: called as network(z, logsnr, labels), logsnr of shape (B,); and with step sizes of
+            shape (B,) as a fourth argument where they are not 0.
         schedule: the schedule that the network was trained on.
         prediction: what the network predicts.
         labels: class labels, int64, shape (B,); None for an unconditional network.
@@ -62,19 +65,20 @@ def denoiser(
     if interval[0] > interval[1]:
         raise ValueError(f"guidance interval {interval} must be (lowest λ, highest λ)")
 
-    def estimate(z: Tensor, logsnr: float, labels: Tensor | None) -> Tensor:
+    def estimate(z: Tensor, logsnr: float, labels: Tensor | None, step: float) -> Tensor:
         batch_logsnr = z.new_full((z.shape[0],), logsnr)
-        return convert(network(z, batch_logsnr, labels), z, batch_logsnr, prediction, "x0")
+        told = (torch.full_like(batch_logsnr, step),) if step else ()
+        return convert(network(z, batch_logsnr, labels, *told), z, batch_logsnr, prediction, "x0")
 
     def denoise(z: Tensor, t: float, step: float) -> Tensor:
         logsnr = float(schedule(torch.tensor(t, dtype=torch.float64)))
-        if guidance == 1.0 or not interval[0] <= logsnr <= interval[1]:
-            x0 = estimate(z, logsnr, labels)
+        if guidance == 1.0 or step or not interval[0] <= logsnr <= interval[1]:
+            x0 = estimate(z, logsnr, labels, step)
         else:
             assert labels is not None
             assert null_label is not None
             both = torch.cat([labels, torch.full_like(labels, null_label)])
-            with_class, without = estimate(torch.cat([z, z]), logsnr, both).chunk(2)
+            with_class, without = estimate(torch.cat([z, z]), logsnr, both, step).chunk(2)
             x0 = without + guidance * (with_class - without)
         return x0.clamp(-1.0, 1.0) if clip else x0
 

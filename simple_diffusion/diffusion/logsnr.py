@@ -24,6 +24,12 @@ def alpha_sigma(logsnr: Tensor) -> tuple[Tensor, Tensor]:
     return torch.exp(0.5 * log_sigmoid(logsnr)), torch.exp(0.5 * log_sigmoid(-logsnr))
 
 
+def path_scale(logsnr: Tensor) -> Tensor:
+    """α + σ = 1/√(τ² + (1-τ)²): z = (α+σ) y, with y on the straight path; shape of `logsnr`."""
+    alpha, sigma = alpha_sigma(logsnr)
+    return alpha + sigma
+
+
 def tau_from_logsnr(logsnr: Tensor) -> Tensor:
     """Time of the straight path, τ = σ/(α+σ) = S(-λ/2): 0 = data, 1 = noise."""
     return torch.sigmoid(-0.5 * at_least_float32(logsnr))

@@ -8,23 +8,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from simple_diffusion.diffusion.guidance import Denoiser
-from simple_diffusion.diffusion.logsnr import (
-    alpha_sigma,
-    at_least_float32,
-    logsnr_from_tau,
-    tau_from_logsnr,
-)
+from simple_diffusion.diffusion.logsnr import alpha_sigma, at_least_float32
 from simple_diffusion.diffusion.randomness import normals
 from simple_diffusion.diffusion.schedules import Schedule
+from simple_diffusion.diffusion.spacing import SPACINGS, Spacing, ends_of, point
 
-Spacing = Literal["t", "logsnr", "tau"]
-SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 OnStep = Callable[[int], None]
 
 
@@ -56,23 +50,11 @@ def grid(
         raise ValueError(f"sampling needs at least one step, got {steps}")
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
-    first, last = (float(x) for x in schedule(torch.tensor([1.0, 0.0], dtype=torch.float64)))
-    if math.isfinite(end):
-        if not first < end <= last:
-            raise ValueError(f"end={end} must lie in ({first:.3f}, {last:.3f}], the schedule's λ")
-        last = end
-    ends = torch.tensor([first, last], dtype=torch.float64)
-    down = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
-    if spacing == "t":
-        t = 1.0 + down * (schedule.inverse(ends)[1] - 1.0)
-        logsnr = schedule(t)
-    else:
-        if spacing == "logsnr":
-            logsnr = torch.lerp(ends[0], ends[1], down)
-        else:
-            tau = tau_from_logsnr(ends)
-            logsnr = logsnr_from_tau(torch.lerp(tau[0], tau[1], down))
-        t = schedule.inverse(logsnr)
+    first, last = ends_of(schedule)
+    if math.isfinite(end) and not first < end <= last:
+        raise ValueError(f"end={end} must lie in ({first:.3f}, {last:.3f}], the schedule's λ")
+    positions = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    t, logsnr = point(schedule, spacing, positions, None if math.isinf(end) else end)
     if math.isinf(end):
         logsnr[-1], t[-1] = math.inf, 0.0
     alpha, sigma = alpha_sigma(logsnr)
@@ -152,7 +134,7 @@ def _ddim(denoise: Denoiser, generators: Sequence[torch.Generator] | None) -> St
     """DDIM without noise (Song et al. 2021), which is Euler on the straight path (y, τ)."""
 
     def step(z: Tensor, now: Level, after: Level) -> Tensor:
-        return _toward(z, denoise(z, now.t, now.t - after.t), now, after)
+        return _toward(z, denoise(z, now.t, 0.0), now, after)
 
     return step
 
@@ -161,7 +143,7 @@ def _ddpm(denoise: Denoiser, generators: Sequence[torch.Generator] | None) -> St
     """Ancestral sampling; log-variance between its bounds by `DDPM_VARIANCE` (Ho et al. 2020)."""
 
     def step(z: Tensor, now: Level, after: Level) -> Tensor:
-        x0 = denoise(z, now.t, now.t - after.t)
+        x0 = denoise(z, now.t, 0.0)
         if math.isinf(after.logsnr):
             return x0
         drop = now.logsnr - after.logsnr
@@ -170,7 +152,7 @@ def _ddpm(denoise: Denoiser, generators: Sequence[torch.Generator] | None) -> St
         log_sigma = (1.0 - DDPM_VARIANCE) * math.log(after.sigma) + DDPM_VARIANCE * math.log(
             now.sigma
         )
-        return mean + math.sqrt(c) * math.exp(log_sigma) * _noise_like(z, generators)
+        return mean + math.sqrt(c) * math.exp(log_sigma) * noise_like(z, generators)
 
     return step
 
@@ -184,11 +166,11 @@ def _heun(denoise: Denoiser, generators: Sequence[torch.Generator] | None) -> St
     """Heun's second-order method on the straight path; the step to λ = ∞ is Euler's."""
 
     def step(z: Tensor, now: Level, after: Level) -> Tensor:
-        x0 = denoise(z, now.t, now.t - after.t)
+        x0 = denoise(z, now.t, 0.0)
         euler = _toward(z, x0, now, after)
         if after.sigma == 0.0:
             return euler
-        there = denoise(euler, after.t, now.t - after.t)
+        there = denoise(euler, after.t, 0.0)
         y = z / (now.alpha + now.sigma)
         velocity = (y - x0) / now.tau
         velocity_there = (euler / (after.alpha + after.sigma) - there) / after.tau
@@ -204,7 +186,7 @@ def _dpmpp_2m(denoise: Denoiser, generators: Sequence[torch.Generator] | None) -
 
     def step(z: Tensor, now: Level, after: Level) -> Tensor:
         nonlocal previous
-        x0 = denoise(z, now.t, now.t - after.t)
+        x0 = denoise(z, now.t, 0.0)
         estimate, h = x0, 0.5 * (after.logsnr - now.logsnr)
         if previous is not None and math.isfinite(h):
             last_x0, last_h = previous
@@ -215,7 +197,12 @@ def _dpmpp_2m(denoise: Denoiser, generators: Sequence[torch.Generator] | None) -
     return step
 
 
-def _noise_like(z: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+def noise_like(z: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+    """Standard normal noise of z's shape and dtype: a row from each image's own generator.
+
+    Raises:
+        ValueError: not one generator for each image.
+    """
     if generators is None:
         return torch.randn_like(z)
     if len(generators) != z.shape[0]:

@@ -11,6 +11,9 @@ from simple_diffusion.models.layers import full_precision, linear, tag
 # Half a wave of the slowest feature spans λ in [-30, 30], so no two noise levels look alike; the
 # fastest repeats every 2 units of λ, fine enough for any step and too slow to memorise.
 LOGSNR_FREQUENCIES = (math.pi / 60, math.pi)
+# Of step sizes in [0, 1]: half a wave spans them, and the fastest feature turns by 45 degrees
+# between 0 and 1/128.
+STEP_FREQUENCIES = (math.pi / 2, 32 * math.pi)
 
 
 class ScalarEmbedding(nn.Module):
@@ -23,15 +26,18 @@ class ScalarEmbedding(nn.Module):
         lowest: smallest angular frequency, in radians per unit of the scalar.
         highest: largest angular frequency.
         features: number of Fourier features, sines and cosines together.
+        zero: start with an embedding of zero, whatever the number.
     """
 
-    def __init__(self, width: int, lowest: float, highest: float, features: int = 256) -> None:
+    def __init__(
+        self, width: int, lowest: float, highest: float, features: int = 256, *, zero: bool = False
+    ) -> None:
         super().__init__()
         assert features % 2 == 0
         assert 0 < lowest < highest
         self.width, self.lowest, self.highest, self.features = width, lowest, highest, features
         self.inner = linear(features, width)
-        self.outer = linear(width, width)
+        self.outer = linear(width, width, zero=zero)
 
     def forward(self, value: Tensor) -> Tensor:
         """Shape (B,) -> (B, width)."""
@@ -100,21 +106,28 @@ class Conditioner(nn.Module):
     Args:
         width: size of the conditioning vector.
         num_classes: 0 for an unconditional network.
+        step_condition: whether there is a step size too. Its embedding starts at zero, so that it
+            changes nothing before it is trained.
     """
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_classes: int, step_condition: bool = False) -> None:
         super().__init__()
         self.width = width
         self.logsnr = ScalarEmbedding(width, *LOGSNR_FREQUENCIES)
         self.label = ClassEmbedding(num_classes, width) if num_classes else None
+        self.step = ScalarEmbedding(width, *STEP_FREQUENCIES, zero=True) if step_condition else None
 
-    def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        """Log-SNR (B,) and labels (B,) -> conditioning vector (B, width).
+    def forward(self, logsnr: Tensor, labels: Tensor | None, step: Tensor | None = None) -> Tensor:
+        """Log-SNR (B,), labels (B,) and step sizes (B,) -> conditioning vector (B, width).
 
         Raises:
-            ValueError: labels missing, not asked for, or out of range.
+            ValueError: labels missing, not asked for, or out of range; a step not asked for.
         """
         total: Tensor = self.logsnr(logsnr)
+        if self.step is not None:
+            total = total + self.step(torch.zeros_like(logsnr) if step is None else step)
+        elif step is not None:
+            raise ValueError("step: given to a network without step_condition; pass None")
         if self.label is None:
             if labels is not None:
                 raise ValueError(

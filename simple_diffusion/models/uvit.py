@@ -62,6 +62,8 @@ class UViT(nn.Module):
             images of `image_size`; None means in every block.
         num_classes: 0 for an unconditional network. Label `num_classes` is the null class.
         condition_width: size of the conditioning vector.
+        step_condition: whether the network can be told the size of the step that its output is
+            for, as networks that sample in few steps are.
         attention: backend, ``sdpa`` or ``xformers``.
 
     Raises:
@@ -91,6 +93,7 @@ class UViT(nn.Module):
         dropout_resolution: int | None = None,
         num_classes: int = 0,
         condition_width: int = 256,
+        step_condition: bool = False,
         attention: Backend = "sdpa",
     ) -> None:
         super().__init__()
@@ -128,7 +131,7 @@ class UViT(nn.Module):
         pixels = in_channels * patch_size**2
         self.transform = PixelTransform(stem, patch_size)
         self.embedding = Embedding(pixels, channels[0], 3 if level_widths else 1, bottleneck)
-        self.conditioner = Conditioner(condition_width, num_classes)
+        self.conditioner = Conditioner(condition_width, num_classes, step_condition)
         self.levels = nn.ModuleList(
             Level(
                 wide,
@@ -207,7 +210,13 @@ class UViT(nn.Module):
         for level in range(len(self.levels) + 1):
             compile_blocks(self.blocks(level))
 
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        labels: Tensor | None = None,
+        step: Tensor | None = None,
+    ) -> Tensor:
         """What the network makes of noisy images.
 
         Args:
@@ -216,6 +225,8 @@ class UViT(nn.Module):
                 rotary ones extended.
             logsnr: λ = log(α²/σ²) of each image, shape (B,).
             labels: int64 classes, shape (B,), or None for an unconditional network.
+            step: size of the step that the output is for, in [0, 1], shape (B,); 0, or None for
+                all images, is no step: plain denoising.
 
         Returns:
             Tensor of z's shape and dtype.
@@ -224,7 +235,7 @@ class UViT(nn.Module):
             ValueError: shapes or labels that do not fit the network.
         """
         self._check_input(z)
-        condition = self.conditioner(logsnr, labels)
+        condition = self.conditioner(logsnr, labels, step)
         h = self.embedding(self.transform(z))
         saved: list[Tensor] = []
         levels = cast("Sequence[Level]", self.levels)

@@ -9,8 +9,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from simple_diffusion.diffusion.prediction import PREDICTIONS, Prediction
-from simple_diffusion.diffusion.samplers import SAMPLERS, SPACINGS, Sampler, Spacing
+from simple_diffusion.diffusion.samplers import SAMPLERS, Sampler
 from simple_diffusion.diffusion.schedules import Schedule
+from simple_diffusion.diffusion.spacing import SPACINGS, Spacing
 from simple_diffusion.pipelines.schedule_config import schedule_from_dict, schedule_to_dict
 
 # diffusers asks the module that defines a part for the name SchedulerMixin, so it is imported so.

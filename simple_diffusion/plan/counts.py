@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from simple_diffusion.config import RunConfig, build_network, build_objective
-from simple_diffusion.diffusion.objectives import Batch
+from simple_diffusion.diffusion.objectives import Batch, FewStep
 from simple_diffusion.models.uvit import UViT
+
+SEVERAL = 256  # images: divides into the shares and step sizes that are usual
 
 # Children of the network and the part that a reader thinks of; the others have no parameters.
 PARTS = {
@@ -56,16 +60,24 @@ def count_step(config: RunConfig, recompute: Sequence[int]) -> int:
     """
     network = meta_network(config)
     network.recompute(recompute)
-    objective = build_objective(config.objective, config.schedule.build(config.data.image_size))
-    batch = _batch(config, network)
+    objective = build_objective(config)
+    # What a few-step objective does depends on the image, so that it takes many for the mean.
+    count = SEVERAL if isinstance(objective, FewStep) else 1
+    batch = _batch(config, network, count)
+    teacher = meta_network(config).requires_grad_(False)
     with torch.device("meta"), FlopCounterMode(display=False) as step:
-        objective(network, batch).loss.sum().backward()
-    return step.get_total_flops()
+        objective(network, batch, teacher).loss.sum().backward()
+    return step.get_total_flops() // count
 
 
-def _batch(config: RunConfig, network: UViT) -> Batch:
+def even_choices(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`Batch.pick` and `Batch.place` of a step, spread evenly."""
+    return (np.arange(count) + 0.5) / count, np.full(count, 0.5)
+
+
+def _batch(config: RunConfig, network: UViT, count: int = 1) -> Batch:
     size = config.data.image_size
     with torch.device("meta"):
-        image = torch.empty(1, network.in_channels, size, size)
-        labels = torch.empty(1, dtype=torch.int64) if network.num_classes else None
-        return Batch(x0=image, eps=image, t=torch.empty(1), labels=labels)
+        image = torch.empty(count, network.in_channels, size, size)
+        labels = torch.empty(count, dtype=torch.int64) if network.num_classes else None
+        return Batch(image, image, torch.empty(count), labels, *even_choices(count))

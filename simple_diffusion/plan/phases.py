@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from simple_diffusion.config import Precision, RunConfig, build_network, build_objective
+from simple_diffusion.diffusion.few_step_sampler import StepRule, sampler_named
 from simple_diffusion.diffusion.generate import from_uint8, to_uint8
 from simple_diffusion.diffusion.guidance import Network, denoiser
 from simple_diffusion.diffusion.logsnr import match_dims
-from simple_diffusion.diffusion.objectives import Batch
+from simple_diffusion.diffusion.objectives import Batch, FewStep
 from simple_diffusion.diffusion.prediction import diffuse, error_factor, target
 from simple_diffusion.diffusion.randomness import normals
-from simple_diffusion.diffusion.samplers import SAMPLERS
 from simple_diffusion.models.layers import optim_groups
+from simple_diffusion.plan.counts import even_choices
 from simple_diffusion.plan.live import LiveMemory, Parts
 from simple_diffusion.plan.malloc import footprints
 
@@ -33,7 +34,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 # optimiser's state, the third sampling step what a multistep sampler remembers.
 MICRO_BATCHES = 2
 STEPS = 2
-SAMPLING_STEPS = 3
+SAMPLING_STEPS = 4
 
 
 def local_batch(config: RunConfig, devices: int) -> tuple[int, int]:
@@ -95,9 +96,10 @@ class Rehearsal:
         self.config, self.devices = config, devices
         self.share, self.micro = local_batch(config, devices)
         self.memory = LiveMemory()
-        self.objective = build_objective(
-            config.objective, config.schedule.build(config.data.image_size)
-        )
+        self.schedule = config.schedule.build(config.data.image_size)
+        self.objective = build_objective(config)
+        few = self.objective if isinstance(self.objective, FewStep) else None
+        self.rule = StepRule.of(few) if few else None
         with self.memory:
             self.network = build_network(config.model, config.data.image_size)
             self.network.recompute(config.parallel.recompute)
@@ -195,9 +197,7 @@ class Rehearsal:
 
     def _forward_backward(self, model: Network, batch: Batch, number: int) -> None:
         here = slice(number * self.micro, (number + 1) * self.micro)
-        labels = None if batch.labels is None else batch.labels[here]
-        part = Batch(batch.x0[here], batch.eps[here], batch.t[here], labels)
-        losses = self.objective(model, part)
+        losses = self.objective(model, batch.rows(here), self._teacher)
         (losses.loss.sum() / self.share).backward()
 
     def _draw_batch(self) -> Batch:
@@ -207,9 +207,15 @@ class Rehearsal:
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
         eps = normals([torch.Generator(DEVICE)] * self.share, self._shape)
         labels = self._labels(self.share)
-        batch = Batch(x0, eps, torch.rand(self.share), labels)
+        batch = Batch(x0, eps, torch.rand(self.share), labels, *even_choices(self.share))
         self.memory.claim("batch", [batch.x0, batch.eps, batch.t, batch.labels])
         return batch
+
+    @property
+    def _teacher(self) -> Network:
+        """What makes targets; the weights that it has are kept in any case."""
+        forward = isinstance(self.objective, FewStep) and self.objective.needs_jvp
+        return _in_precision(self.averages[0], "fp32" if forward else self.config.train.precision)
 
     def _labels(self, count: int) -> Tensor | None:
         if not self.network.num_classes:
@@ -239,7 +245,7 @@ class Rehearsal:
         labels = self._labels(size)
         denoise = denoiser(
             self._given_content(_in_precision(self.averages[0], given.precision)),
-            self.objective.schedule,
+            self.schedule,
             self.config.objective.prediction,
             labels=labels,
             null_label=0 if labels is not None else None,
@@ -247,19 +253,19 @@ class Rehearsal:
         )
         noise = torch.empty(size, *self._shape)
         with self.memory.faking(False):  # the grid of noise levels has values
-            samples = SAMPLERS[given.sampler](
+            samples = sampler_named(given.sampler, self.rule)(
                 denoise,
                 noise,
-                self.objective.schedule,
+                self.schedule,
                 min(given.steps, SAMPLING_STEPS),
                 spacing=given.spacing,
             )
         return torch.cat([*drawn, samples[:last]])
 
     def _given_content(self, network: Network) -> Network:
-        def call(z: Tensor, logsnr: Tensor, labels: Tensor | None) -> Tensor:
+        def call(z: Tensor, logsnr: Tensor, labels: Tensor | None, *step: Tensor) -> Tensor:
             with self.memory.faking(True):
-                result: Tensor = network(z, logsnr, labels)
+                result: Tensor = network(z, logsnr, labels, *step)
             return result
 
         return call
@@ -268,9 +274,9 @@ class Rehearsal:
 def _in_precision(network: nn.Module, precision: Precision) -> Callable[..., Tensor]:
     dtype = DTYPES[precision]
 
-    def call(z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def call(z: Tensor, logsnr: Tensor, *conditions: Tensor | None) -> Tensor:
         with torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype != torch.float32):
-            result: Tensor = network(z, logsnr, labels)
+            result: Tensor = network(z, logsnr, *conditions)
         return result.float()
 
     return call

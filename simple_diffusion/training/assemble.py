@@ -7,20 +7,24 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import is_tensorboard_available, set_seed
+from torch import Tensor
 from torch.distributed import new_group
 
 from data_pipelines.shard_sets import set_names
 from simple_diffusion.config import RunConfig, build_network, build_objective
+from simple_diffusion.config_few_step import ShortcutConfig
 from simple_diffusion.config_files import dump_config
 from simple_diffusion.devices import peak_tflops
 from simple_diffusion.diffusion.multiscale import scales
+from simple_diffusion.diffusion.objectives import Denoising, FewStep
 from simple_diffusion.models.attention import check_backend
+from simple_diffusion.models.uvit import UViT
 from simple_diffusion.plan.counts import count_flops, count_parameters
 from simple_diffusion.training.agreement import Agreement
 from simple_diffusion.training.assemble_evaluator import DTYPES, make_evaluator, null_label_of
 from simple_diffusion.training.data_facts import DataFacts, held_out_path
 from simple_diffusion.training.draws import Draws
-from simple_diffusion.training.ema import Ema
+from simple_diffusion.training.ema import Ema, ema_name
 from simple_diffusion.training.health import Health
 from simple_diffusion.training.init_from import initialise
 from simple_diffusion.training.keeper import Keeper
@@ -36,6 +40,7 @@ from simple_diffusion.training.run_state import RunState
 from simple_diffusion.training.signals import StopSignals
 from simple_diffusion.training.state import CheckpointStore
 from simple_diffusion.training.stepper import Stepper
+from simple_diffusion.training.teacher import TeacherNetwork
 from simple_diffusion.training.telemetry import MetricsFile, Window
 from simple_diffusion.training.train_data import (
     check_classes,
@@ -101,10 +106,11 @@ def assemble(config: RunConfig) -> Trainer:
     check_shards(config.parallel.strategy, config.parallel.shards, accelerator.num_processes)
     for level in config.parallel.recompute:
         network.blocks(level)  # refuses levels that it does not have
-    schedule = config.schedule.build(config.data.image_size)
-    objective = build_objective(config.objective, schedule)
-    if objective.multiscale_from is not None:
-        scales(config.data.image_size, objective.multiscale_from)  # refuses what does not fit
+    objective = build_objective(config)
+    if config.objective.multiscale_from is not None:
+        scales(
+            config.data.image_size, config.objective.multiscale_from
+        )  # refuses what does not fit
     shapes = image_shapes(config, network.multiple)
     loader = train_loader(config, sets, shapes, accelerator)
     loader(0)  # an impossible order or batch is an error now, not after the first checkpoint
@@ -128,6 +134,7 @@ def assemble(config: RunConfig) -> Trainer:
     stores = _stores(config, alone)
     if config.init_from.run is not None and not stores[0].exists():
         initialise(config, network, accelerator)
+    teacher = _teacher(config, objective, network, accelerator)
     if config.train.compile:
         network.compile_blocks()
     network.recompute(config.parallel.recompute)
@@ -139,6 +146,8 @@ def assemble(config: RunConfig) -> Trainer:
         dtype=DTYPES[config.train.precision],
     )
     ema = Ema(dict(network.named_parameters()), config.ema.lengths, config.ema.every_steps)
+    if teacher is not None:
+        teacher.follow(_teacher_weights(config, ema, network))
     optim = config.optim
     optimizer = adamw(
         network,
@@ -163,15 +172,17 @@ def assemble(config: RunConfig) -> Trainer:
         draws=Draws(
             seed=config.seed,
             batch_size=config.train.batch_size,
-            times=objective.times,
+            times=config.objective.times.build(),
             flip=config.data.flip,
             label_drop=config.objective.label_drop,
             null_label=null_label_of(network),
             device=accelerator.device,
+            choices=isinstance(objective, FewStep),
         ),
         rank=accelerator.process_index,
         micro_batch_size=config.train.micro_batch_size,
         clip_norm=optim.clip_norm,
+        teacher=teacher,
     )
     state = RunState(
         network=network,
@@ -230,6 +241,37 @@ def assemble(config: RunConfig) -> Trainer:
         peak_tflops=config.log.peak_tflops or peak_tflops(device_name, config.train.precision),
         sets=set_names([store.root for store in sets.stores]),
     )
+
+
+def _teacher(
+    config: RunConfig, objective: Denoising | FewStep, network: UViT, accelerator: Accelerator
+) -> TeacherNetwork | None:
+    """What makes the targets of a few-step objective; None for plain denoising."""
+    if not isinstance(objective, FewStep):
+        return None
+    dtype = DTYPES[config.train.precision]
+    if objective.needs_jvp:
+        if config.model.attention != "sdpa":
+            raise RunError(
+                "this few-step objective differentiates the network forward, which "
+                f"model.attention {config.model.attention} cannot; use sdpa"
+            )
+        if accelerator.device.type == "cpu":
+            # Half precision takes ten times as long there, forward-mode.
+            dtype = torch.float32
+    return TeacherNetwork(
+        network,
+        accelerator,
+        strategy=config.parallel.strategy,
+        shards=config.parallel.shards,
+        dtype=dtype,
+    )
+
+
+def _teacher_weights(config: RunConfig, ema: Ema, network: UViT) -> dict[str, Tensor]:
+    if isinstance(config.few_step, ShortcutConfig):
+        return ema.tensors(ema_name(config.few_step.target_length))
+    return dict(network.named_parameters())
 
 
 def _stores(config: RunConfig, alone: bool) -> tuple[CheckpointStore, CheckpointStore]:

@@ -10,7 +10,9 @@ from data_pipelines.manifest import Manifest
 from data_pipelines.shard_sets import ShardSets
 from eval.features import open_extractor
 from eval.metrics import check_metrics
-from simple_diffusion.config import RunConfig, SamplingConfig
+from simple_diffusion.config import RunConfig, SamplingConfig, build_objective
+from simple_diffusion.diffusion.few_step_sampler import StepRule
+from simple_diffusion.diffusion.objectives import FewStep
 from simple_diffusion.models.uvit import UViT
 from simple_diffusion.training.agreement import Agreement
 from simple_diffusion.training.evaluator import Evaluator
@@ -55,6 +57,7 @@ def make_sampling(
     the network has learnt at those noise levels, and where it stands between them, no others.
     """
     side = config.data.image_size
+    objective = build_objective(config)
     return Sampling(
         schedule=config.schedule.build(side),
         prediction=config.objective.prediction,
@@ -62,6 +65,7 @@ def make_sampling(
         null_label=null_label_of(network),
         device=device,
         settings=settings,
+        steps=StepRule.of(objective) if isinstance(objective, FewStep) else None,
     )
 
 

@@ -29,6 +29,7 @@ class Draws:
         label_drop: share of labels replaced by the null class.
         null_label: the null class; None for an unconditional network.
         device: where the batch goes.
+        choices: whether to draw what few-step objectives choose by (`Batch.pick` and `place`).
     """
 
     seed: int
@@ -38,6 +39,7 @@ class Draws:
     label_drop: float
     null_label: int | None
     device: torch.device
+    choices: bool = False
 
     def batch(self, images: Tensor, labels: Tensor, positions: Tensor, start: int) -> Batch:
         """A training batch.
@@ -55,15 +57,26 @@ class Draws:
         each = generators(self.seed, "noise", positions, self.device)
         eps = normals(each, x0.shape[1:])
         return Batch(
-            x0=x0, eps=eps, t=self.t(positions, start), labels=self._labels(labels, positions)
+            x0=x0,
+            eps=eps,
+            t=self.t(positions, start),
+            labels=self._labels(labels, positions),
+            pick=self._stratified("pick", positions, start).numpy() if self.choices else None,
+            place=uniforms(self.seed, "place", positions).numpy() if self.choices else None,
+            images_seen=start,
         )
 
     def t(self, positions: Tensor, start: int) -> Tensor:
         """Times of these samples, float32 (b,): one stratum of the step for each."""
-        strata = permutation(self.seed, f"strata/{start}", self.batch_size)[positions - start]
-        jitter = uniforms(self.seed, "t", positions)
-        t = self.times.quantile(stratified_quantiles(strata, jitter, self.batch_size))
+        t = self.times.quantile(self._stratified("t", positions, start))
         return t.float().to(self.device)
+
+    def _stratified(self, purpose: str, positions: Tensor, start: int) -> Tensor:
+        """Uniform numbers, float64 (b,): one in each stratum of the step."""
+        name = "strata" if purpose == "t" else f"strata/{purpose}"
+        strata = permutation(self.seed, f"{name}/{start}", self.batch_size)[positions - start]
+        jitter = uniforms(self.seed, purpose, positions)
+        return stratified_quantiles(strata, jitter, self.batch_size)
 
     def dropout_seed(self, rank: int, start: int) -> int:
         """Seed of torch's own generators for a step: what dropout draws is made where it runs,

@@ -109,7 +109,7 @@ def parallelise(
         model = accelerator.prepare_model(network)
         return Parallel(model, lambda: accelerator.no_sync(model))
     groups = {name: p.optim_group for name, p in network.named_parameters()}  # type: ignore[attr-defined]
-    shard_network(network, _mesh(accelerator, shards))
+    shard_network(network, device_mesh(accelerator, shards))
     for name, parameter in network.named_parameters():
         parameter.optim_group = groups[name]  # type: ignore[attr-defined]
     # Gradients are reduced after every micro-batch: kept whole until the last, they would take the
@@ -125,7 +125,8 @@ def shard_network(network: UViT, mesh: DeviceMesh) -> None:
     fully_shard(network, mesh=mesh)
 
 
-def _mesh(accelerator: Accelerator, shards: int | None) -> DeviceMesh:
+def device_mesh(accelerator: Accelerator, shards: int | None) -> DeviceMesh:
+    """The processes as weights are cut up between them: in groups of `shards`, None for one."""
     processes, kind = accelerator.num_processes, accelerator.device.type
     if shards is None or shards == processes:
         return init_device_mesh(kind, (processes,), mesh_dim_names=("shard",))

@@ -25,6 +25,7 @@ FIXED = (
     "model",
     "schedule",
     "objective",
+    "few_step",
     "ema.lengths",
     "ema.every_steps",
     "init_from",

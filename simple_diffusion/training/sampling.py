@@ -6,19 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from simple_diffusion.diffusion.few_step_sampler import StepRule, sampler_named
 from simple_diffusion.diffusion.generate import generate
 from simple_diffusion.diffusion.guidance import Network
 from simple_diffusion.diffusion.prediction import Prediction
-from simple_diffusion.diffusion.samplers import SAMPLERS, Spacing
 from simple_diffusion.diffusion.schedules import Schedule
+from simple_diffusion.diffusion.spacing import Spacing
 
 
 def in_precision(network: nn.Module, dtype: torch.dtype, device: torch.device) -> Network:
     """The network under autocast to `dtype` (float32: none), with float32 outputs."""
 
-    def call(z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def call(z: Tensor, logsnr: Tensor, *conditions: Tensor | None) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return network(z, logsnr, labels).float()
+            return network(z, logsnr, *conditions).float()
 
     return call
 
@@ -47,6 +48,7 @@ class Sampling:
         null_label: the null class; None for an unconditional network.
         device: where the network is.
         settings: how to draw.
+        steps: what the network was trained to do in few steps; None for a plain denoiser.
     """
 
     schedule: Schedule
@@ -55,6 +57,7 @@ class Sampling:
     null_label: int | None
     device: torch.device
     settings: SampleSettings
+    steps: StepRule | None = None
 
     def images(
         self,
@@ -79,7 +82,7 @@ class Sampling:
                     in_precision(network, given.dtype, self.device),
                     self.schedule,
                     self.prediction,
-                    SAMPLERS[given.sampler],
+                    sampler_named(given.sampler, self.steps),
                     indices=indices[start:stop],
                     seed=seed,
                     shape=self.shape,

@@ -15,6 +15,7 @@ from simple_diffusion.training.ema import Ema
 from simple_diffusion.training.health import poison
 from simple_diffusion.training.optim import set_learning_rate
 from simple_diffusion.training.parallel import Parallel, clip_gradients
+from simple_diffusion.training.teacher import TeacherNetwork
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Stepper:
     Attributes:
         network: the plain module whose weights are trained.
         parallel: the same, as the processes share it.
-        objective: (model, batch) -> losses.
+        objective: (model, batch, teacher) -> losses.
         optimizer: over the network's parameters; fused, so that it can skip on the device.
         rate: images seen at the end of a step -> learning rate.
         ema: averages of the network.
@@ -50,6 +51,7 @@ class Stepper:
         rank: of this process.
         micro_batch_size: images a device takes at once; None for all of its share.
         clip_norm: largest gradient norm.
+        teacher: makes the targets of few-step objectives; None for plain denoising.
     """
 
     network: nn.Module
@@ -62,6 +64,7 @@ class Stepper:
     rank: int
     micro_batch_size: int | None
     clip_norm: float
+    teacher: TeacherNetwork | None = None
 
     def __post_init__(self) -> None:
         self._parameters: dict[str, Tensor] = dict(self.network.named_parameters())
@@ -70,6 +73,8 @@ class Stepper:
         """Do step `number`, which begins at `images_seen`, with this process's images."""
         torch.manual_seed(self.draws.dropout_seed(self.rank, images_seen))
         batch = self.draws.batch(images.images, images.labels, images.positions, images_seen)
+        if self.teacher is not None:
+            self.teacher.refresh()
         losses = self._gradients(batch)
         norm = clip_gradients(self.network, self.clip_norm)
         finite = norm.isfinite()
@@ -89,7 +94,7 @@ class Stepper:
         found: list[Losses] = []
         for number, part in enumerate(_split(batch, size), start=1):
             with nullcontext() if number == parts else self.parallel.unsynchronised():
-                losses = self.objective(self.parallel.model, part)
+                losses = self.objective(self.parallel.model, part, self.teacher)
                 loss = losses.loss.sum() / local
                 loss.backward(gradient=poison(loss.detach()))
             found.append(Losses(losses.loss.detach(), losses.terms))
@@ -101,6 +106,4 @@ class Stepper:
 
 def _split(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, batch.x0.shape[0], size):
-        piece = slice(start, start + size)
-        labels = None if batch.labels is None else batch.labels[piece]
-        yield Batch(batch.x0[piece], batch.eps[piece], batch.t[piece], labels)
+        yield batch.rows(slice(start, start + size))

@@ -17,10 +17,7 @@ class WholeNetwork:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        assert not list(network.buffers()), "buffers would have to be lent too"
-        with torch.no_grad():
-            memo = {id(p): nn.Parameter(p.to("meta"), False) for p in network.parameters()}
-        self._network = copy.deepcopy(network, memo).eval()
+        self._network = hollow_copy(network)
         self._empty = self._network.state_dict()
 
     @contextmanager
@@ -37,6 +34,14 @@ class WholeNetwork:
             yield self._network.requires_grad_(False)
         finally:
             self._network.load_state_dict(self._empty, assign=True)
+
+
+def hollow_copy(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose parameters are empty, for others' tensors."""
+    assert not list(network.buffers()), "buffers would have to be lent too"
+    with torch.no_grad():
+        memo = {id(p): nn.Parameter(p.to("meta"), False) for p in network.parameters()}
+    return copy.deepcopy(network, memo).eval()
 
 
 def _whole(tensor: Tensor) -> Tensor:

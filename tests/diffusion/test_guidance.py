@@ -47,7 +47,7 @@ def means(x0: Tensor) -> list[float]:
 def test_guidance_one_is_the_conditional_model_in_one_call() -> None:
     network = Recorder()
     z = noisy()
-    x0 = denoiser(network, SCHEDULE, "x0", labels=LABELS)(z, 0.6, 0.1)
+    x0 = denoiser(network, SCHEDULE, "x0", labels=LABELS)(z, 0.6, 0.0)
     assert torch.equal(x0, network(z, torch.zeros(3), LABELS))
     seen, logsnr, labels = network.calls[0]
     assert len(network.calls) == 2  # one by the denoiser, one just above
@@ -61,7 +61,7 @@ def test_guidance_one_ignores_the_null_label_and_the_interval() -> None:
     denoise = denoiser(
         network, SCHEDULE, "x0", labels=LABELS, null_label=NULL, interval=(-99.0, 99.0)
     )
-    assert means(denoise(noisy(), 0.6, 0.1)) == pytest.approx([0.3, -0.4, 0.1])
+    assert means(denoise(noisy(), 0.6, 0.0)) == pytest.approx([0.3, -0.4, 0.1])
     assert [call[0].shape[0] for call in network.calls] == [3]
 
 
@@ -86,7 +86,7 @@ def test_linear_formula_for_every_prediction(
         null_label=NULL,
         guidance=guidance,
     )
-    x0 = denoise(noisy(), 0.6, 0.1)
+    x0 = denoise(noisy(), 0.6, 0.0)
     assert means(x0) == pytest.approx(expected, abs=1e-12)
     assert x0.std(dim=(1, 2, 3)).max() < 1e-12
 
@@ -95,7 +95,7 @@ def test_both_branches_run_as_one_batch() -> None:
     network = Recorder()
     z = noisy()
     denoise = denoiser(network, SCHEDULE, "x0", labels=LABELS, null_label=NULL, guidance=3.0)
-    denoise(z, 0.3, 0.1)
+    denoise(z, 0.3, 0.0)
     ((seen, logsnr, labels),) = network.calls
     assert torch.equal(seen, torch.cat([z, z]))
     assert logsnr.tolist() == [logsnr_at(0.3)] * 6
@@ -129,7 +129,7 @@ def test_interval_to_the_last_place(low: float, high: float, inside: bool) -> No
         interval=(logsnr + low * math.ulp(logsnr), logsnr + high * math.ulp(logsnr)),
     )
     guided, conditional = [0.7, -0.7, 0.3], [0.3, -0.4, 0.1]
-    assert means(denoise(noisy(), t, 0.1)) == pytest.approx(guided if inside else conditional)
+    assert means(denoise(noisy(), t, 0.0)) == pytest.approx(guided if inside else conditional)
     # outside, the unconditional branch is not only unused but not computed
     assert [call[0].shape[0] for call in network.calls] == [6 if inside else 3]
 
@@ -145,7 +145,7 @@ def test_guidance_zero_outside_the_interval_is_conditional() -> None:
         guidance=0.0,
         interval=(-3.0, -2.0),
     )
-    assert means(denoise(noisy(), 0.1, 0.1)) == pytest.approx([0.3, -0.4, 0.1])
+    assert means(denoise(noisy(), 0.1, 0.0)) == pytest.approx([0.3, -0.4, 0.1])
 
 
 def test_clip_comes_after_guidance() -> None:
@@ -154,9 +154,9 @@ def test_clip_comes_after_guidance() -> None:
     # class 2: .9 + 2 (1.3 - .9) = 1.7; clipping the branches first would give .9 + 2 x .1 = 1.1
     # class 0: .9 + 2 (-.4 - .9) = -1.7, class 1: .9 + 2 (.1 - .9) = -.7
     raw = denoiser(wide, SCHEDULE, "x0", clip=False, **arguments)  # type: ignore[arg-type]
-    assert means(raw(noisy(), 0.5, 0.1)) == pytest.approx([1.7, -1.7, -0.7])
+    assert means(raw(noisy(), 0.5, 0.0)) == pytest.approx([1.7, -1.7, -0.7])
     clipped = denoiser(wide, SCHEDULE, "x0", **arguments)  # type: ignore[arg-type]
-    assert means(clipped(noisy(), 0.5, 0.1)) == pytest.approx([1.0, -1.0, -0.7])
+    assert means(clipped(noisy(), 0.5, 0.0)) == pytest.approx([1.0, -1.0, -0.7])
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -169,7 +169,7 @@ def test_unconditional_network_that_is_right_recovers_the_image(prediction: Pred
         assert labels is None
         return target(prediction, x0, eps, logsnr)
 
-    estimate = denoiser(network, SCHEDULE, prediction)(z, 0.7, 0.1)
+    estimate = denoiser(network, SCHEDULE, prediction)(z, 0.7, 0.0)
     torch.testing.assert_close(estimate, x0, rtol=0, atol=1e-12)
 
 

@@ -274,10 +274,10 @@ def test_network_calls_and_progress(name: str, steps: int) -> None:
     SAMPLERS[name](denoise, images()[1], Cosine(), steps, on_step=progress.append)
     assert progress == list(range(1, steps + 1))
     assert len(seen) == (2 * steps - 1 if name == "heun" else steps)
-    # each step tells the network where it is and how far it goes
-    expected = [(1.0 - i / steps, 1.0 / steps) for i in range(steps)]
+    # each step tells the network where it is, and asks for the plain denoised image
+    expected = [(1.0 - i / steps, 0.0) for i in range(steps)]
     if name == "heun":  # and looks at where it lands, except at λ = ∞
-        landings = [(1.0 - (i + 1) / steps, 1.0 / steps) for i in range(steps - 1)]
+        landings = [(1.0 - (i + 1) / steps, 0.0) for i in range(steps - 1)]
         expected = [pair for both in zip(expected, landings, strict=False) for pair in both] + [
             expected[-1]
         ]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from simple_diffusion.diffusion.generate import generate
-from simple_diffusion.diffusion.samplers import SAMPLERS, Spacing
+from simple_diffusion.diffusion.samplers import SAMPLERS
+from simple_diffusion.diffusion.spacing import Spacing
 from simple_diffusion.pipelines import PixelDiffusionPipeline
 from tests.pipelines.conftest import make_pipeline
 

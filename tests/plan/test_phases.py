@@ -135,14 +135,14 @@ def test_a_real_step_takes_as_much_from_the_allocator(config: RunConfig) -> None
     planned = training(config)
     size, batch = config.data.image_size, config.train.batch_size
     network = build_network(config.model, size)
-    objective = build_objective(config.objective, config.schedule.build(size))
+    objective = build_objective(config)
     optimizer = adamw(network, lr=1e-4, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
     parameters = dict(network.named_parameters())
     averages = Ema(parameters, config.ema.lengths, every_steps=1)
     draws = Draws(
         seed=0,
         batch_size=batch,
-        times=objective.times,
+        times=config.objective.times.build(),
         flip=config.data.flip,
         label_drop=0.1,
         null_label=network.num_classes or None,

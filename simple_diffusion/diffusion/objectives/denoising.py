@@ -51,17 +51,22 @@ class Denoising:
             weight = weight * correction
         return weight
 
-    def __call__(self, network: Network, batch: Batch) -> Losses:
-        """Loss of each image; the term `<loss>_mse` is its unweighted, single-scale error."""
+    def measure(self, error: Tensor) -> tuple[Tensor, Tensor]:
+        """(squared error at all scales, plain mean squared error) of each image, both (B,)."""
+        mse = error.square().mean(dim=(1, 2, 3))
+        if self.multiscale_from is None:
+            return mse, mse
+        return side_length(*error.shape[-2:]) * multiscale_loss(error, self.multiscale_from), mse
+
+    def __call__(self, network: Network, batch: Batch, teacher: Network | None = None) -> Losses:
+        """Loss of each image; the term `<loss>_mse` is its unweighted, single-scale error.
+
+        There is nothing here for a teacher to do.
+        """
         logsnr = self.schedule(batch.t)
         z = diffuse(batch.x0, batch.eps, logsnr)
         output = at_least_float32(network(z, logsnr, batch.labels))
         error = output - target(self.prediction, batch.x0, batch.eps, logsnr)
         error = error * match_dims(error_factor(logsnr, self.prediction, self.loss), error)
-        mse = error.square().mean(dim=(1, 2, 3))
-        measured = mse
-        if self.multiscale_from is not None:
-            side = side_length(*error.shape[-2:])
-            measured = side * multiscale_loss(error, self.multiscale_from)
-        terms = {f"{self.loss}_mse": mse.detach()}
-        return Losses(self.weights(batch.t) * measured, terms)
+        measured, mse = self.measure(error)
+        return Losses(self.weights(batch.t) * measured, {f"{self.loss}_mse": mse.detach()})

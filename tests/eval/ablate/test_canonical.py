@@ -16,7 +16,7 @@ from simple_diffusion.config import (
     RunConfig,
     ScheduleConfig,
     ShiftedConfig,
-    build_objective,
+    build_denoising,
 )
 from simple_diffusion.diffusion.objectives import Batch
 
@@ -88,7 +88,7 @@ def test_a_multiscale_loss_of_one_scale_is_the_plain_loss() -> None:
     schedule = CosineConfig().build(16)
 
     def loss(smallest: int | None) -> torch.Tensor:
-        objective = build_objective(ObjectiveConfig(multiscale_from=smallest), schedule)
+        objective = build_denoising(ObjectiveConfig(multiscale_from=smallest), schedule)
         return objective(lambda z, logsnr, labels: 0.1 * z, batch).loss
 
     torch.testing.assert_close(loss(16), loss(None))
