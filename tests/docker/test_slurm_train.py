@@ -33,10 +33,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 def config(tiny_config: WriteConfig) -> Path:
     """Long enough to be disturbed."""
     return tiny_config(
-        train={"total_images": 3200},
-        checkpoint={"every_images": 320},
-        validation={"every_images": 1600},
-        grids={"every_images": 1600},
+        train={"total_images": 1600},
+        checkpoint={"every_images": 160},
+        validation={"every_images": 800},
+        grids={"every_images": 800},
         log={"every_images": 80},
     )
 
@@ -70,7 +70,7 @@ def undisturbed(
             job = TrainingJob(folder, config, f"--run_dir={run}", environment=cluster)
             facts = job.wait(SECONDS)
             assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), job.output
-            assert "done: 3200 images" in job.output
+            assert "done: 1600 images" in job.output
         return run
 
     return make
@@ -134,7 +134,7 @@ def test_a_preempted_run_goes_on(
 ) -> None:
     expected, run = undisturbed(config), tmp_path / "preempted"
     job = submit(config, f"--run_dir={run}", "--data.workers=1", MAX_FAILURES="0")
-    until(lambda: images_seen(run) >= 400, job)
+    until(lambda: images_seen(run) >= 160, job)
     job.preempt()
     facts = job.wait(SECONDS)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.output
@@ -153,7 +153,7 @@ def test_a_lost_process_is_named_and_the_run_goes_on(
 ) -> None:
     expected, run = undisturbed(config), tmp_path / "lost"
     job = submit(config, f"--run_dir={run}", MAX_FAILURES="1")
-    until(lambda: images_seen(run) >= 400, job)
+    until(lambda: images_seen(run) >= 160, job)
     os.kill(process_of(job, 1).pid, signal.SIGKILL)
     facts = job.wait(SECONDS)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.output
