@@ -112,22 +112,3 @@ def test_a_real_plan_hangs_together() -> None:
         assert one.step_flops <= plan.step_flops + plan.forward_flops
     kept, _, recomputed, *_ = (one.training["activations"] for one in plan.layouts)
     assert recomputed < 0.7 * kept
-
-
-def test_the_largest_micro_batch_is_where_the_memory_ends() -> None:
-    quiet = {"validation": {"images": 0}, "sampling": {"batch_size": 1}, "grids": {"final_num": 1}}
-    batch = {"batch_size": 32, "micro_batch_size": 1}
-    config = small_run(CONV, train=batch, **quiet)
-    assert H100 is not None
-
-    def own(size: int, memory: float) -> tuple[int, int | None]:
-        device = replace(H100, memory_gb=memory / 1e9)
-        one = replace(config, train=replace(config.train, micro_batch_size=size))
-        plan = make_cluster_plan(one, 2, device, own_only=True)
-        assert len(plan.layouts) == 1
-        return plan.own.peak, plan.own.largest_micro_batch
-
-    peak, _ = own(8, 80e9)
-    needed = peak / 0.95
-    assert own(1, needed * 1.001)[1] == 8
-    assert own(16, needed * 0.999)[1] == 4
