@@ -38,12 +38,14 @@ class _Plot:
         fields: with what they are called, of which the first is the one that must be known.
         logarithmic: whether on a logarithmic axis.
         scale: factor from the fields' unit to the title's.
+        whole: whether only whole numbers are on the axis.
     """
 
     title: str
     fields: tuple[tuple[str, str], ...]
     logarithmic: bool = False
     scale: float = 1.0
+    whole: bool = False
 
 
 _PLOTS = (
@@ -66,7 +68,7 @@ _PLOTS = (
         "Peak memory, fullest process (GB)",
         (("memory_gb", "allocated"), ("memory_reserved_gb", "reserved")),
     ),
-    _Plot("Steps skipped so far", (("skipped", ""),)),
+    _Plot("Steps skipped so far", (("skipped", ""),), whole=True),
 )
 
 
@@ -257,6 +259,8 @@ def _curves(log: RunLog, plot: _Plot) -> str:
         values = np.concatenate([log.curves[name] * plot.scale for name, _ in shown])
         top = float(values[np.isfinite(values)].max())
         axes.set_ylim(0, 1.1 * top if top > 0 else 1)
+    if plot.whole:
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     if len(shown) > 1:
         _legend(axes)
     return _svg(figure, plot.fields[0][0])
