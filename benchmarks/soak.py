@@ -32,7 +32,7 @@ from tests.slurm_job import ROOT, TrainingJob
 from tests.training.runs import last_tensors, metrics
 
 GRACE_SECONDS = 20.0  # the GraceTime of the partition, tests/slurm.py
-AIMS = ("train", "save", "evaluate", "train", "save", "evaluate", "start")
+AIMS = ("save", "evaluate", "train", "save", "evaluate", "train", "start")
 SECONDS = "seconds"  # file with the wall time of a run that has ended
 # Short, with much of the time spent saving and evaluating; and fp32, as many CPUs have no bf16.
 SHORT = (
@@ -87,7 +87,9 @@ class Soak:
         raise TimeoutError(f"{self.phases()[-3:]}\n{self.job.output[-3000:]}")
 
 
-def submit(work: Path, name: str, words: list[str], slurm: dict[str, str]) -> Soak:
+def submit(
+    work: Path, name: str, words: list[str], slurm: dict[str, str], slow_save: float
+) -> Soak:
     """Queue the run called `name`, in a folder of its own."""
     folder = work / name
     folder.mkdir()
@@ -96,7 +98,12 @@ def submit(work: Path, name: str, words: list[str], slurm: dict[str, str]) -> So
         f'#!/bin/sh\nshift 2\nexec "{sys.executable}" -m benchmarks.soak_phases "$@"\n'
     )
     python.chmod(0o755)
-    environment = {**slurm, "PYTHON": str(python), "PHASES": str(folder / "phases.jsonl")}
+    environment = {
+        **slurm,
+        "PYTHON": str(python),
+        "PHASES": str(folder / "phases.jsonl"),
+        "SLOW_SAVE": str(slow_save),
+    }
     config, *overrides = words
     overrides.append(f"--run_dir={folder / 'run'}")
     job = TrainingJob(folder, Path(config).resolve(), *overrides, environment=environment)
@@ -108,19 +115,23 @@ def disturb(soak: Soak, preemptions: int, total: int, dice: random.Random) -> No
     places = sorted(dice.uniform(0.02, 0.9) * total for _ in range(preemptions))
     for number, place in enumerate(places):
         aim = AIMS[number % len(AIMS)]
-        starts = soak.starts()
+        seen = len(soak.phases())
         if aim == "start":
             # Into its imports and first messages, some of it before it can handle signals.
             there = soak.wait_for(lambda line: line["phase"] == "start")
             time.sleep(dice.uniform(0, 8))
         else:
+            # Any line since: a phase may be over before it is looked for.
             there = soak.wait_for(
-                lambda line, at=place, aim=aim: line["images"] >= at and line["phase"] == aim
+                lambda line, at=place, aim=aim, seen=seen: any(
+                    one["images"] >= at and one["phase"] == aim for one in soak.phases()[seen:]
+                )
             )
             if aim == "train":
                 time.sleep(dice.uniform(0, 2))
         if not there:
             return
+        starts = soak.starts()
         soak.job.preempt()
         print(f"{number + 1}/{preemptions}: aimed at {aim}, image {soak.phases()[-1]['images']}")
         if not soak.wait_for(lambda line, before=starts: soak.starts() > before):
@@ -168,7 +179,9 @@ def report(broken: Soak, seconds: dict[str, float], asked: int) -> str:
     stops = [line["seconds"] for line in told if line["kind"] == "stop"]
     away, redone = [], 0
     for number in signals:
-        later = [line for line in lines[number + 1 :] if line["phase"] == "train"]
+        phases = [line["phase"] for line in lines]
+        again = phases.index("start", number) if "start" in phases[number:] else len(lines)
+        later = [line for line in lines[again:] if line["phase"] == "train"]
         away += [later[0]["time"] - lines[number]["time"]] if later else []
         redone += max(0, lines[number]["images"] - later[0]["images"]) if later else 0
     lost = (seconds["broken"] - seconds["alone"]) / max(1, restarts)
@@ -209,7 +222,7 @@ def run(arguments: argparse.Namespace, overrides: list[str], work: Path) -> int:
         for name in ("alone", "broken"):
             if name in seconds:
                 continue
-            soak = submit(work, name, words, slurm)
+            soak = submit(work, name, words, slurm, arguments.slow_save)
             try:
                 if name == "broken":
                     disturb(soak, arguments.preemptions, images, random.Random(arguments.seed))
@@ -239,6 +252,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "icons_64")
     parser.add_argument("--preemptions", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--slow_save",
+        type=float,
+        default=2.0,
+        help="seconds by which the disk is slower than it is: a small checkpoint is else written "
+        "before a preemption can hit it (default 2)",
+    )
     parser.add_argument(
         "--out",
         type=Path,

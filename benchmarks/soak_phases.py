@@ -3,6 +3,8 @@
 `python -m benchmarks.soak_phases train CONFIG ...`; the lines, as JSON, go to the file that the
 variable PHASES names: the time, what (``start``, ``train``, ``save``, ``evaluate``, or ``signal``)
 and images seen; for a signal also the phase, and whether a checkpoint was being written meanwhile.
+SLOW_SAVE is for how many seconds a checkpoint that is all but complete waits for its name, as on a
+slow disk.
 """
 
 import json
@@ -13,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from simple_diffusion.cli.main import main
+from simple_diffusion.training.checkpoint_places import LocalFolder, LocalPlaces
 from simple_diffusion.training.signals import StopSignals
 from simple_diffusion.training.watchdog import Watchdog
 
 CALLED = {"data": "train", "step": "train", "agree": "train"}
 LOG = Path(os.environ["PHASES"])
+SLOW_SAVE = float(os.environ.get("SLOW_SAVE", "0"))
 now: dict[str, Any] = {"phase": "start", "images": 0}
 
 
@@ -28,7 +32,11 @@ def write(phase: str, **more: Any) -> None:
 
 
 def watch() -> None:
-    at, hear = Watchdog.at, StopSignals.hear
+    at, hear, commit = Watchdog.at, StopSignals.hear, LocalPlaces.commit
+
+    def slow_commit(self: LocalPlaces, name: str, images_seen: int) -> LocalFolder:
+        time.sleep(SLOW_SAVE)
+        return commit(self, name, images_seen)
 
     def watched_at(self: Watchdog, phase: str, images_seen: int) -> None:
         called: dict[str, Any] = {"phase": CALLED.get(phase, phase), "images": images_seen}
@@ -43,6 +51,7 @@ def watch() -> None:
             write("signal", at=now["phase"], writing=writing)
         hear(self, number)
 
+    LocalPlaces.commit = slow_commit  # type: ignore[method-assign]
     Watchdog.at = watched_at  # type: ignore[method-assign]
     StopSignals.hear = watched_hear  # type: ignore[method-assign]
 
