@@ -17,12 +17,14 @@ from typing import Any
 from simple_diffusion.cli.main import main
 from simple_diffusion.training.checkpoint_places import LocalFolder, LocalPlaces
 from simple_diffusion.training.signals import StopSignals
+from simple_diffusion.training.state import CheckpointStore
 from simple_diffusion.training.watchdog import Watchdog
 
 CALLED = {"data": "train", "step": "train", "agree": "train"}
 LOG = Path(os.environ["PHASES"])
 SLOW_SAVE = float(os.environ.get("SLOW_SAVE", "0"))
 now: dict[str, Any] = {"phase": "start", "images": 0}
+writing = 0  # checkpoints in the background, at most one
 
 
 def write(phase: str, **more: Any) -> None:
@@ -33,6 +35,20 @@ def write(phase: str, **more: Any) -> None:
 
 def watch() -> None:
     at, hear, commit = Watchdog.at, StopSignals.hear, LocalPlaces.commit
+
+    save, in_background = CheckpointStore.save, CheckpointStore._write
+
+    def watched_save(self: CheckpointStore, *args: Any) -> None:
+        global writing
+        writing += 1
+        save(self, *args)
+
+    def watched_write(self: CheckpointStore, flight: Any) -> None:
+        global writing
+        try:
+            in_background(self, flight)
+        finally:
+            writing -= 1
 
     def slow_commit(self: LocalPlaces, name: str, images_seen: int) -> LocalFolder:
         time.sleep(SLOW_SAVE)
@@ -47,10 +63,11 @@ def watch() -> None:
 
     def watched_hear(self: StopSignals, number: int) -> None:
         if self.received is None:
-            writing = any(LOG.parent.glob("*/checkpoints/.tmp-*"))
-            write("signal", at=now["phase"], writing=writing)
+            write("signal", at=now["phase"], writing=writing > 0)
         hear(self, number)
 
+    CheckpointStore.save = watched_save  # type: ignore[method-assign, assignment]
+    CheckpointStore._write = watched_write  # type: ignore[method-assign]
     LocalPlaces.commit = slow_commit  # type: ignore[method-assign]
     Watchdog.at = watched_at  # type: ignore[method-assign]
     StopSignals.hear = watched_hear  # type: ignore[method-assign]
