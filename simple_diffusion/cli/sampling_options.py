@@ -33,7 +33,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--seed", type=int, help="names the set of images (default: the run's)")
     add("--steps", type=positive, help="sampling steps")
-    add("--sampler", help="ddpm, ddim, euler, heun or dpm++2m")
+    add("--sampler", help="ddpm, ddim, euler, heun, dpm++2m, or few_step for runs trained for it")
     add("--spacing", help="in what the steps are even: t, logsnr or tau")
     add("--guidance", type=float, help="classifier-free guidance; 1 is the conditional model")
     add(
@@ -57,10 +57,12 @@ def chosen_sampling(arguments: argparse.Namespace, saved: "SavedRun") -> "Sampli
     Raises:
         ValueError: an option that this run has no use for, or an unknown name.
     """
+    from simple_diffusion.config_few_step import StepsConfig
+    from simple_diffusion.diffusion.few_step_sampler import FEW_STEP
     from simple_diffusion.diffusion.samplers import SAMPLERS
     from simple_diffusion.diffusion.spacing import SPACINGS
 
-    _one_of("--sampler", arguments.sampler, SAMPLERS)
+    _one_of("--sampler", arguments.sampler, (*SAMPLERS, FEW_STEP))
     _one_of("--spacing", arguments.spacing, SPACINGS)
     if not saved.config.model.num_classes and arguments.guidance not in (None, 1.0):
         raise ValueError(
@@ -74,7 +76,14 @@ def chosen_sampling(arguments: argparse.Namespace, saved: "SavedRun") -> "Sampli
         if not low <= high:
             raise ValueError(f"--guidance_interval {low:g} {high:g}: LO must not exceed HI")
         given["guidance_interval"] = (low, high)
-    return replace(saved.config.sampling, **{k: v for k, v in given.items() if v is not None})
+    trained = saved.config.few_step
+    if arguments.sampler == FEW_STEP and isinstance(trained, StepsConfig):
+        for name in ("spacing", "guidance"):
+            given[name] = getattr(trained, name) if given[name] is None else given[name]
+    chosen = {name: value for name, value in given.items() if value is not None}
+    sampling: SamplingConfig = replace(saved.config.sampling, **chosen)
+    replace(saved.config, sampling=sampling)  # refuses what the run's training does not allow
+    return sampling
 
 
 def chosen_size(arguments: argparse.Namespace, saved: "SavedRun") -> tuple[int, int] | None:
