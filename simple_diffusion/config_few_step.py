@@ -17,6 +17,7 @@ from simple_diffusion.diffusion.objectives import (
     MeanFlow,
     Shortcut,
 )
+from simple_diffusion.diffusion.prediction import Prediction
 from simple_diffusion.diffusion.spacing import Spacing
 from simple_diffusion.diffusion.step_grid import StepGrid
 
@@ -43,13 +44,15 @@ class NoFewStep(FewStepConfig):
 class StepsConfig(FewStepConfig):
     """What all few-step objectives have; see `objectives.FewStep` and `StepGrid`.
 
-    `guidance` is baked into the targets, and so into every sampling of fewer than `base_steps`.
+    `loss` is the prediction whose error is measured: u, v or x0. `guidance` is baked into the
+    targets, and so into every sampling of fewer than `base_steps`.
     """
 
     spacing: Spacing = "t"
     base_steps: int = 128
     share: float = 0.25
     weight: float = 1.0
+    loss: Prediction = "u"
     guidance: float = 1.0
 
     def _shared(self, denoising: Denoising, null_label: int | None) -> dict[str, Any]:
@@ -58,6 +61,7 @@ class StepsConfig(FewStepConfig):
             "grid": StepGrid(denoising.schedule, self.spacing, self.base_steps),
             "share": self.share,
             "weight": self.weight,
+            "loss": self.loss,
             "guidance": self.guidance,
             "null_label": null_label,
         }
@@ -95,6 +99,7 @@ class ConsistencyConfig(StepsConfig):
 class DiscreteConsistencyConfig(StepsConfig):
     """In pairs of neighbouring points; see `objectives.DiscreteConsistency`."""
 
+    loss: Prediction = "x0"
     intervals: int = 64
     huber: float = 0.00054
 

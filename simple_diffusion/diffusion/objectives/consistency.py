@@ -16,21 +16,22 @@ from simple_diffusion.diffusion.logsnr import match_dims, path_scale
 from simple_diffusion.diffusion.objectives.base import Batch
 from simple_diffusion.diffusion.objectives.few_step import FewStep, Targets
 from simple_diffusion.diffusion.objectives.tangents import along_path, velocity_and_derivative
-from simple_diffusion.diffusion.prediction import diffuse
+from simple_diffusion.diffusion.prediction import Prediction, diffuse
 
 
 @dataclass(frozen=True)
 class DiscreteConsistency(FewStep):
     """Neighbouring points of a grid lead to the same image.
 
-    The loss is the pseudo-Huber distance of the two images over the Δτ between the points. The
-    teacher is the network itself.
+    The loss is the pseudo-Huber distance over the Δτ between the points; measured in x0, that of
+    the two images. The teacher is the network itself.
 
     Attributes:
         intervals: of the grid, equal in the spacing's coordinate.
         huber: the pseudo-Huber constant, in units of the root mean square over an image.
     """
 
+    loss: Prediction = "x0"
     intervals: int = 64
     huber: float = 0.00054
 
@@ -58,11 +59,10 @@ class DiscreteConsistency(FewStep):
         there = self.velocity(teacher, z_before, logsnr_before, batch.labels, before.to(y))
         image = (y_before - match_dims(tau_before.to(y), y) * there).clamp(-1.0, 1.0)
         wanted = (y - image) / match_dims(tau.to(y), y)
-        square, apart = tau.square().to(y), (tau - tau_before).to(y)
+        apart = (tau - tau_before).to(y)
 
         def weigh(mse: Tensor) -> Tensor:
-            # Between images the squared distance is τ² mse; 1/√(·) makes it a pseudo-Huber loss.
-            return square / (apart * (square * mse + self.huber**2).sqrt())
+            return 1.0 / (apart * (mse + self.huber**2).sqrt())
 
         return Targets(s, s, wanted, weigh)
 

@@ -3,8 +3,8 @@
 Most images are for plain denoising, at step size 0. The others, a `share` of every step's batch,
 teach the network larger steps: at (z, s) with step size d it is to give the average velocity ū of
 the straight path from s to s - d, so that y moves by -(τ(s) - τ(s-d)) ū. What differs between the
-objectives is the target for ū. It is measured in u, whatever the denoising loss is measured in:
-weights that fade at pure noise, where one-step sampling begins, would leave that untrained.
+objectives is the target for ū. Errors are not weighted by λ, as denoising's are: weights that fade
+at pure noise, where one-step sampling begins, would leave that untrained.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,13 @@ from simple_diffusion.diffusion.guidance import Network
 from simple_diffusion.diffusion.logsnr import at_least_float32, match_dims
 from simple_diffusion.diffusion.objectives.base import Batch, Losses
 from simple_diffusion.diffusion.objectives.denoising import Denoising
-from simple_diffusion.diffusion.prediction import convert, diffuse, error_factor, target
+from simple_diffusion.diffusion.prediction import (
+    Prediction,
+    convert,
+    diffuse,
+    error_factor,
+    target,
+)
 from simple_diffusion.diffusion.step_grid import StepGrid
 
 # What the teacher's weights are: an average of the network's, or its own.
@@ -36,7 +42,8 @@ class Targets:
         s: positions, float64, shape (b,), 1 is noise.
         step: step sizes as the network is told them, float64, shape (b,).
         velocity: the wanted ū, shape (b, C, H, W).
-        weigh: mean squared error of each, shape (b,), detached -> weight of its loss.
+        weigh: mean squared error of each, as it is measured, shape (b,), detached -> weight of
+            its loss.
     """
 
     s: Tensor
@@ -55,6 +62,8 @@ class FewStep(ABC):
         grid: where steps fall.
         share: of each batch, that teaches larger steps.
         weight: of their loss.
+        loss: the prediction whose error is measured for them. One in u counts 1/τ² times as much in
+            x0: networks that predict u or v are even in u, networks that predict x0 in x0.
         guidance: classifier-free guidance that is baked into the targets; 1 for none.
         null_label: the null class; None for an unconditional network.
 
@@ -66,6 +75,7 @@ class FewStep(ABC):
     grid: StepGrid
     share: float = 0.25
     weight: float = 1.0
+    loss: Prediction = "u"
     guidance: float = 1.0
     null_label: int | None = None
 
@@ -82,6 +92,11 @@ class FewStep(ABC):
             raise ValueError(f"few_step.share must lie in (0, 1), got {self.share}")
         if not self.weight > 0.0:
             raise ValueError(f"few_step.weight must be positive, got {self.weight}")
+        if self.loss == "eps":
+            raise ValueError(
+                "few_step.loss eps vanishes at pure noise, where one-step sampling begins: "
+                "use u, v or x0"
+            )
         if self.guidance != 1.0 and self.null_label is None:
             raise ValueError(
                 f"few_step.guidance {self.guidance} needs a class-conditional network; use 1"
@@ -94,7 +109,7 @@ class FewStep(ABC):
     def __call__(self, network: Network, batch: Batch, teacher: Network | None = None) -> Losses:
         """Loss of each image.
 
-        Terms: `<loss>_mse` as the denoising objective's, `few_step_mse` the squared error of ū.
+        Terms: `<loss>_mse` as the denoising objective's, `few_step_mse` that of larger steps.
         """
         assert teacher is not None, "few-step objectives need a teacher"
         assert batch.pick is not None
@@ -115,7 +130,7 @@ class FewStep(ABC):
         if asked is not None:
             ours = convert(asked.velocity, z[there], of_few, "u", kind).to(wanted.dtype)
             wanted = wanted.index_copy(0, there, ours)
-            factor = factor.index_copy(0, there, error_factor(of_few, kind, "u"))
+            factor = factor.index_copy(0, there, error_factor(of_few, kind, self.loss))
         error = at_least_float32(network(z, logsnr, batch.labels, step)) - wanted
         measured, mse = self.denoising.measure(error * match_dims(factor, error))
         weights = self.denoising.weights(batch.t)

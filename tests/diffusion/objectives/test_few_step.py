@@ -1,6 +1,7 @@
 """What the few-step objectives share: which images do what, and how losses are put together."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ class Recorder:
         return 0.3 * z + match_dims(0.1 * torch.tanh(logsnr) + 0.2 * told, z)
 
 
-def objective(kind: Prediction = "v", schedule: Schedule = SCHEDULE, **options: float) -> Constant:
+def objective(kind: Prediction = "v", schedule: Schedule = SCHEDULE, **options: Any) -> Constant:
     denoising = Denoising(schedule, prediction=kind, weighting=Sigmoid(-1.0), multiscale_from=2)
     return Constant(denoising, StepGrid(schedule, "t", 128), **options)
 
@@ -77,10 +78,11 @@ def test_images_at_step_size_zero_are_denoised_as_ever(
     assert losses.terms["few_step_mse"][few].isfinite().all()
 
 
+@pytest.mark.parametrize("loss", ["u", "x0", "v"])
 @pytest.mark.parametrize("kind", PREDICTIONS)
-def test_the_others_are_measured_in_u(kind: Prediction) -> None:
+def test_the_others_are_measured_where_asked(kind: Prediction, loss: Prediction) -> None:
     """In the same call; the multiscale loss is theirs too, the weighting of λ is not."""
-    few_step, batch, network = objective(kind, weight=3.0), make_batch(), Recorder()
+    few_step, batch, network = objective(kind, weight=3.0, loss=loss), make_batch(), Recorder()
     losses = few_step(network, batch, Recorder())
     ((z, logsnr, step),) = network.seen
     few = np.flatnonzero(batch.pick < 0.25)
@@ -101,7 +103,8 @@ def test_the_others_are_measured_in_u(kind: Prediction) -> None:
             velocity = out - (here - sigma * out) / alpha
         else:
             velocity = (sigma * here + alpha * out) - (alpha * here - sigma * out)
-        error = (velocity - VELOCITY)[None]
+        scale = {"u": 1.0, "x0": -sigma / (alpha + sigma), "v": 1.0 / (alpha + sigma)}[loss]
+        error = scale * (velocity - VELOCITY)[None]
         expected = 3.0 * 2.0 * SIDE * multiscale_loss(error, 2).item()
         assert losses.loss[row].item() == pytest.approx(expected, rel=1e-8)
         mse = losses.terms["few_step_mse"][row].item()
@@ -158,8 +161,9 @@ def test_clipping_moves_the_image_and_nothing_else() -> None:
         ({"share": 1.0}, "share"),
         ({"weight": 0.0}, "weight"),
         ({"guidance": 2.0}, "class-conditional"),
+        ({"loss": "eps"}, "use u, v or x0"),
     ],
 )
-def test_values_out_of_range(options: dict[str, float], message: str) -> None:
+def test_values_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         objective(**options)
