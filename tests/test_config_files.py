@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from simple_diffusion.config import CosineConfig, InterpolatedConfig, RunConfig, ShiftedConfig
+from simple_diffusion.config import RunConfig
 from simple_diffusion.config_files import ConfigError, dump_config, load_config
+from simple_diffusion.config_noise import CosineConfig, InterpolatedConfig, ShiftedConfig
 
 
 def write(path: Path, text: str) -> Path:

@@ -41,6 +41,7 @@ ROOMS = {
     "simple_diffusion.config_data": "config",
     "simple_diffusion.config_few_step": "config",
     "simple_diffusion.config_files": "config",
+    "simple_diffusion.config_noise": "config",
     "simple_diffusion.config_precision": "config",
     "eval.evaluate": "eval_runs",
     "eval.ablate": "eval_runs",

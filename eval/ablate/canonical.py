@@ -2,12 +2,8 @@
 
 from dataclasses import replace
 
-from simple_diffusion.config import (
-    InterpolatedConfig,
-    RunConfig,
-    ScheduleConfig,
-    ShiftedConfig,
-)
+from simple_diffusion.config import RunConfig
+from simple_diffusion.config_noise import InterpolatedConfig, ScheduleConfig, ShiftedConfig
 
 
 def canonical(config: RunConfig) -> RunConfig:

@@ -82,9 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def make_pipeline(saved: "SavedRun") -> "PixelDiffusionPipeline":
     """The pipeline of a run's weights, on the CPU."""
+    from simple_diffusion.config import build_objective
+    from simple_diffusion.diffusion.objectives import FewStep
     from simple_diffusion.pipelines import PixelDiffusionPipeline, PixelScheduler, PixelUViT
 
     config = saved.config
+    objective = build_objective(config)
     size, sampling = config.data.image_size, config.sampling
     arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config.model).items()}
     unet = PixelUViT(image_size=size, **arguments)
@@ -97,6 +100,7 @@ def make_pipeline(saved: "SavedRun") -> "PixelDiffusionPipeline":
         spacing=sampling.spacing,
         guidance=sampling.guidance if unet.num_classes else 1.0,
         guidance_interval=sampling.guidance_interval,
+        few_step=objective if isinstance(objective, FewStep) else None,
     )
     names = {str(label): name for label, name in enumerate(saved.data.classes)}
     return PixelDiffusionPipeline(unet.eval(), scheduler, id2label=names or None)

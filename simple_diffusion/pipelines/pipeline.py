@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from simple_diffusion.diffusion.few_step_sampler import FEW_STEP
 from simple_diffusion.diffusion.generate import generate, to_uint8
 from simple_diffusion.diffusion.guidance import Network
 from simple_diffusion.models.labels import class_label
@@ -17,7 +18,6 @@ from simple_diffusion.pipelines.scheduler import (
     PixelScheduler,
     one_of,
     open_interval,
-    sampler_named,
 )
 from simple_diffusion.pipelines.uvit import PixelUViT
 
@@ -78,7 +78,8 @@ class PixelDiffusionPipeline(DiffusionPipeline):
             num_inference_steps: sampling steps.
             guidance_scale: classifier-free guidance; 1 is the conditional model.
             guidance_interval: (lowest, highest) λ at which guidance applies, None for open ends.
-            sampler: ddpm, ddim, euler, heun or dpm++2m.
+            sampler: ddpm, ddim, euler, heun, dpm++2m; or few_step for networks trained for it,
+                which have their guidance and spacing from training.
             spacing: in what the steps are even: t, logsnr or tau.
             seed: names the set of images.
             first_index: number of the first image within the set.
@@ -101,20 +102,29 @@ class PixelDiffusionPipeline(DiffusionPipeline):
             raise ValueError(
                 f"guidance_scale={guidance_scale} needs classes to guide towards: give class_labels"
             )
-        guidance = config.guidance_scale if guidance_scale is None else guidance_scale
+        name = config.sampler if sampler is None else sampler
+        usual = {"spacing": config.spacing, "guidance": config.guidance_scale}
+        if name == FEW_STEP and config.few_step is not None:
+            usual = {key: config.few_step[key] for key in usual}
+            if guidance_scale not in (None, usual["guidance"]):
+                raise ValueError(
+                    f"guidance_scale={guidance_scale}: few_step draws with the guidance of the "
+                    f"network's training, {usual['guidance']}; leave it out, or use another sampler"
+                )
+        guidance = usual["guidance"] if guidance_scale is None else guidance_scale
         interval = config.guidance_interval if guidance_interval is None else guidance_interval
         images = self._draw(
             labels,
             first_index=first_index,
             batch_size=batch_size,
             seed=seed,
-            sampler=sampler_named(config.sampler if sampler is None else sampler),
+            sampler=self.scheduler.sampler_named(name),
             steps=config.num_inference_steps
             if num_inference_steps is None
             else num_inference_steps,
             guidance=1.0 if class_labels is None else guidance,
             guidance_interval=open_interval(interval),
-            spacing=config.spacing if spacing is None else spacing,
+            spacing=usual["spacing"] if spacing is None else spacing,
         )
         self.maybe_free_model_hooks()
         output = _as_type(images, output_type)
@@ -171,9 +181,9 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         if dtype not in (torch.float16, torch.bfloat16):
             return unet
 
-        def call(z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        def call(z: Tensor, logsnr: Tensor, *conditions: Tensor | None) -> Tensor:
             with torch.autocast(z.device.type, dtype=dtype):
-                result: Tensor = unet(z, logsnr, labels)
+                result: Tensor = unet(z, logsnr, *conditions)
             return result
 
         return call

@@ -130,10 +130,10 @@ def assemble(config: RunConfig) -> Trainer:
         store=heartbeats,
         stall_seconds=config.health.stall_seconds,
     )
-    evaluator = make_evaluator(config, accelerator, agreement, metrics, network, held_out, sets)
     stores = _stores(config, alone)
     if config.init_from.run is not None and not stores[0].exists():
         initialise(config, network, accelerator)
+    evaluator = make_evaluator(config, accelerator, agreement, metrics, network, held_out, sets)
     teacher = _teacher(config, objective, network, accelerator)
     if config.train.compile:
         network.compile_blocks()

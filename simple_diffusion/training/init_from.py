@@ -27,6 +27,7 @@ RECORD = "init_from.json"
 BACKBONE = ("head_dim", "mlp", "skips", "positions", "qk_norm", "norm")
 _LABELS = "conditioner.label.table"
 _POSITIONS = "positions.table"
+_STEP = "conditioner.step."
 _MOST_KEYS = 12
 
 Resize = Callable[[Tensor], Tensor]
@@ -112,8 +113,9 @@ def init_network(
     fit; levels are matched from the lowest resolution up, so that one may be added on top. Tables
     of positions are resampled to another grid. With another patch size, the embedding and the head
     of the ``patch`` stem are resampled so that the network sees the mean of the pixels that were
-    one, and paints them alike. A table of other classes, levels at new resolutions, and the two
-    ends where they cannot be resampled start anew.
+    one, and paints them alike. A table of other classes, an embedding of step sizes that the other
+    network does not have, levels at new resolutions, and the two ends where they cannot be
+    resampled start anew.
 
     Args:
         network: plain, in the state that it starts from.
@@ -142,6 +144,8 @@ def init_network(
             plan.labels(was.num_classes, model.num_classes)
         elif key == _POSITIONS:
             plan.positions()
+        elif key.startswith(_STEP):
+            plan.step(key)
         else:
             plan.take(key, key)
     plan.drop(new_ends or new_head, shift, model.num_classes)
@@ -211,6 +215,13 @@ class _Plan:
             _POSITIONS, lambda t: F.interpolate(t[None], grid, mode="bicubic")[0], "bicubic"
         )
 
+    def step(self, key: str) -> None:
+        """The embedding of step sizes, which starts at zero: without it nothing changes."""
+        if key in self.there:
+            self.take(key, key)
+        else:
+            self.new[key] = "model.step_condition false -> true"
+
     def end(self, key: str, new: str | None, patches: tuple[int, int]) -> None:
         """A parameter of the embedding or the head."""
         if new is not None:
@@ -243,6 +254,8 @@ class _Plan:
                 self.dropped[key] = "a level at a resolution that is no more"
             elif key == _LABELS:
                 self.dropped[key] = f"model.num_classes is now {num_classes}"
+            elif key.startswith(_STEP):
+                self.dropped[key] = "model.step_condition true -> false"
             else:
                 self.misfits[key] = f"{_shape(self.there[key])} -> not there"
         self.dropped = dict(sorted(self.dropped.items()))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from simple_diffusion.config import (
+from simple_diffusion.config_noise import (
     CosineConfig,
     InterpolatedConfig,
     LinearBetaConfig,

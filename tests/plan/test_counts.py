@@ -7,7 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from simple_diffusion.config import ModelConfig, ScheduleConfig, build_network
+from simple_diffusion.config import ModelConfig, build_network
+from simple_diffusion.config_noise import ScheduleConfig
 from simple_diffusion.plan.counts import count_flops, count_parameters
 from tests.plan.configs import CONV, VIT, small_run
 

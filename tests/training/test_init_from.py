@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simple_diffusion.config import ModelConfig, build_network
+from simple_diffusion.config_few_step import MeanFlowConfig
 from simple_diffusion.config_files import dump_config, parse_config
 from simple_diffusion.models.uvit import UViT
 from simple_diffusion.training.init_from import InitReport, init_network
@@ -44,7 +45,8 @@ def random_network(model: ModelConfig, size: int, seed: int) -> UViT:
 def saved(folder: Path, network: UViT, model: ModelConfig, size: int) -> SavedRun:
     """A run of 64 images with two sets of weights; the average is the network's."""
     config = parse_config(f"data: {{image_size: {size}}}\nrun_dir: {folder}\n", "test")
-    config = replace(config, model=model)
+    few_step = MeanFlowConfig() if model.step_condition else config.few_step
+    config = replace(config, model=model, few_step=few_step)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
     average = {name: p.detach() for name, p in network.named_parameters()}
@@ -179,6 +181,28 @@ def test_other_classes_start_anew(tmp_path: Path) -> None:
 def test_a_network_without_classes_drops_them(tmp_path: Path) -> None:
     _, _, report = grow(tmp_path, (SMALL, 16), (replace(SMALL, num_classes=0), 16))
     assert (set(report.dropped), report.new) == ({"conditioner.label.table"}, {})
+
+
+def test_a_plain_denoiser_learns_few_steps(tmp_path: Path) -> None:
+    """The embedding of step sizes is new; the network says what it said, whatever the step."""
+    stepped = replace(SMALL, step_condition=True)
+    old = random_network(SMALL, 16, seed=1)
+    source = saved(tmp_path / "old", old, SMALL, 16)
+    new = build_network(stepped, 16)
+    report = init_network(new, source, model=stepped, prediction="v")
+    assert set(report.new.values()) == {"model.step_condition false -> true"}
+    assert len(report.new) == 4
+    assert not report.dropped
+    z, logsnr, labels = torch.randn(2, 3, 16, 16), torch.zeros(2), torch.tensor([0, 1])
+    expected = old.eval()(z, logsnr, labels)
+    assert torch.equal(new.eval()(z, logsnr, labels), expected)
+    assert torch.equal(new(z, logsnr, labels, torch.tensor([0.25, 1.0])), expected)
+
+
+def test_a_few_step_network_becomes_a_plain_denoiser(tmp_path: Path) -> None:
+    _, _, report = grow(tmp_path, (replace(SMALL, step_condition=True), 16), (SMALL, 16))
+    assert set(report.dropped.values()) == {"model.step_condition true -> false"}
+    assert (len(report.dropped), report.new) == (4, {})
 
 
 def test_another_prediction_needs_another_head(tmp_path: Path) -> None:

@@ -6,17 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.ablate.canonical import canonical, canonical_schedule
-from simple_diffusion.config import (
+from simple_diffusion.config import ModelConfig, ObjectiveConfig, RunConfig, build_denoising
+from simple_diffusion.config_noise import (
     CosineConfig,
     InterpolatedConfig,
     LinearBetaConfig,
-    ModelConfig,
-    ObjectiveConfig,
     RectifiedFlowConfig,
-    RunConfig,
     ScheduleConfig,
     ShiftedConfig,
-    build_denoising,
 )
 from simple_diffusion.diffusion.objectives import Batch
 

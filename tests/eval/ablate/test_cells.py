@@ -9,8 +9,8 @@ from eval.ablate.cells import Cell, expand, select, unique
 from eval.ablate.overlays import StudyError
 from eval.ablate.spec import DataRecipe
 from eval.ablate.study_file import read_study_file
-from simple_diffusion.config import CosineConfig, ShiftedConfig
 from simple_diffusion.config_files import ConfigError
+from simple_diffusion.config_noise import CosineConfig, ShiftedConfig
 from tests.eval.ablate.studies import BASE, write_study
 
 CHAINS = {"count": 2, "images": 30, "loops": ["synthetic", "fresh"]}

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from eval.ablate.spec import CELL, ID_LENGTH, Budget, CellSpec, DataRecipe, Measure
-from simple_diffusion.config import CosineConfig, RunConfig, ShiftedConfig
+from simple_diffusion.config import RunConfig
 from simple_diffusion.config_files import ConfigError
+from simple_diffusion.config_noise import CosineConfig, ShiftedConfig
 
 SPEC = CellSpec(
     RunConfig(schedule=ShiftedConfig(reference=32)),
