@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from simple_diffusion.config_cluster import Strategy
@@ -64,7 +65,11 @@ class TeacherNetwork:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over what has changed; every process calls it before a step."""
-        for name, parameter in self._network.named_parameters() if self._sharded else ():
+        if not self._sharded:
+            return
+        assert isinstance(self._network, FSDPModule)
+        self._network.reshard()  # or it would go on with what it gathered for the step before
+        for name, parameter in self._network.named_parameters():
             piece = self._pieces[name]
             assert isinstance(parameter, DTensor)
             assert isinstance(piece, DTensor)

@@ -7,6 +7,7 @@ import torch
 
 from simple_diffusion.models.conditioning import (
     LOGSNR_FREQUENCIES,
+    STEP_FREQUENCIES,
     ClassEmbedding,
     Conditioner,
     ScalarEmbedding,
@@ -63,3 +64,32 @@ def test_labels_must_match_the_kind_of_network() -> None:
         Conditioner(8, 3)(logsnr, None)
     with pytest.raises(ValueError, match="unconditional network"):
         Conditioner(8, 0)(logsnr, torch.zeros(2, dtype=torch.long))
+
+
+def test_step_sizes_change_nothing_before_they_are_learned() -> None:
+    torch.manual_seed(0)
+    plain = Conditioner(16, 3)
+    torch.manual_seed(0)
+    stepped = Conditioner(16, 3, step_condition=True)
+    logsnr, labels = torch.linspace(-5, 5, 4), torch.tensor([0, 1, 2, 3])
+    sizes = torch.tensor([0.0, 1 / 128, 0.5, 1.0])
+    assert torch.equal(stepped(logsnr, labels, sizes), plain(logsnr, labels))
+    assert stepped.step is not None
+    torch.nn.init.normal_(stepped.step.outer.weight)
+    moved = stepped(logsnr, labels, sizes) - plain(logsnr, labels)
+    assert (moved.abs().amax(dim=1) > 1e-3).all()
+    none = stepped(logsnr, labels)
+    assert torch.equal(none, stepped(logsnr, labels, torch.zeros(4)))
+
+
+def test_step_sizes_from_1_128th_up_look_different() -> None:
+    embedding = ScalarEmbedding(8, *STEP_FREQUENCIES)
+    sizes = torch.tensor([0.0, *(2.0**-k for k in range(7, -1, -1))])
+    waves = embedding.fourier(sizes)
+    apart = torch.cdist(waves, waves) + 10 * torch.eye(len(sizes))
+    assert apart.min() > 1.0
+
+
+def test_step_sizes_for_a_network_that_takes_none() -> None:
+    with pytest.raises(ValueError, match="without step_condition"):
+        Conditioner(8, 0)(torch.zeros(2), None, torch.zeros(2))

@@ -118,7 +118,7 @@ class FewStep(ABC):
         logsnr = self.denoising.schedule(batch.t)
         step = torch.zeros_like(logsnr)
         with torch.no_grad():
-            asked = self.targets(_chosen(batch, few, there), teacher) if len(few) else None
+            asked = self._ask(batch, few, there, teacher)
         if asked is not None:
             of_few = self.grid.logsnr(asked.s).to(logsnr)
             logsnr = logsnr.index_copy(0, there, of_few)
@@ -143,6 +143,20 @@ class FewStep(ABC):
             terms["few_step_mse"][there] = mse.detach()[there]
             terms[f"{self.denoising.loss}_mse"][there] = torch.nan
         return Losses(weights * measured, terms)
+
+    def _ask(
+        self, batch: Batch, few: NDArray[np.int64], there: Tensor, teacher: Network
+    ) -> Targets | None:
+        """Targets for some images; None for none.
+
+        Without any, the teacher is asked about one all the same: where its weights are cut up
+        between processes, each must call it as often as the others.
+        """
+        if len(few):
+            return self.targets(_chosen(batch, few, there), teacher)
+        first = np.zeros(1, dtype=np.int64)
+        self.targets(_chosen(batch, first, torch.as_tensor(first, device=there.device)), teacher)
+        return None
 
     def velocity(
         self, network: Network, z: Tensor, logsnr: Tensor, labels: Tensor | None, step: Tensor

@@ -68,11 +68,12 @@ class Shortcut(FewStep):
         """(ū of half a step from s, y there)."""
         logsnr = self.grid.logsnr(s).to(z)
         velocity = self.velocity(teacher, z, logsnr, labels, half.to(z))
-        if self.guidance != 1.0 and len(smallest):
+        if self.guidance != 1.0:
             assert labels is not None
-            guided = self.guided(
-                velocity[smallest], teacher, z[smallest], logsnr[smallest], labels[smallest]
-            )
-            velocity = velocity.index_copy(0, smallest, guided)
+            # one at least, so that all processes call the teacher equally often
+            rows = smallest if len(smallest) else smallest.new_zeros(1)
+            guided = self.guided(velocity[rows], teacher, z[rows], logsnr[rows], labels[rows])
+            if len(smallest):
+                velocity = velocity.index_copy(0, smallest, guided)
         y = z / match_dims(path_scale(logsnr), z)
         return clipped(velocity, y, self.grid.tau(s).to(y)), y
