@@ -65,7 +65,7 @@ def train_run(shards: Path, run_dir: Path, **sections: dict[str, Any]) -> Traine
     An untrained network returns zero whatever it is told, so that nothing drawn with it, or with
     other weights, classes or guidance, would look wrong.
     """
-    tree = {**CONFIG, **{name: {**CONFIG[name], **keys} for name, keys in sections.items()}}
+    tree = {**CONFIG, **{name: {**CONFIG.get(name, {}), **keys} for name, keys in sections.items()}}
     tree["data"] = {**tree["data"], "path": str(shards)}
     path = run_dir.with_suffix(".yaml")
     path.write_text(yaml.safe_dump({**tree, "run_dir": str(run_dir)}))

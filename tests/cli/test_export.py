@@ -61,10 +61,10 @@ def assert_same_images(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def test_another_process_draws_the_trainers_images(trained: TrainedRun, tmp_path: Path) -> None:
     out = tmp_path / "export"
     assert export(trained.path, out) == 0
-    labels = grid_labels(3, range(6), trained.trainer.data.class_counts, 4)
+    labels = grid_labels(3, range(6), trained.trainer.state.data.class_counts, 4)
     assert labels is not None
     assert len(set(labels.tolist())) > 1
-    names = [trained.trainer.data.classes[label] for label in labels]
+    names = [trained.trainer.state.data.classes[label] for label in labels]
     images, logsnr = reloaded(out, tmp_path / "images.npy", class_labels=names, seed=3)
     assert_same_images(images, trained.images(list(range(6)), labels, seed=3))
     theirs = trained.trainer.evaluator.sampling.schedule(torch.linspace(0, 1, 33))

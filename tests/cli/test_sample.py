@@ -101,7 +101,7 @@ class TestPictures:
         assert sample(trained.path, "--images_dir", folder, "--num", "6") == 0
         assert not (trained.path / "samples" / "sample.png").exists()
         assert sorted(path.name for path in folder.iterdir()) == [f"{i:06d}.png" for i in range(6)]
-        labels = grids.grid_labels(3, range(6), trained.trainer.data.class_counts, 4)
+        labels = grids.grid_labels(3, range(6), trained.trainer.state.data.class_counts, 4)
         ours = torch.stack(
             [
                 torch.from_numpy(pixels(path).copy()).permute(2, 0, 1)

@@ -68,12 +68,12 @@ def test_what_is_written(trained: TrainedRun, saved: SavedRun, tmp_path: Path) -
     manifest = Manifest.load(tmp_path / "out")
     assert manifest == report.manifest
     assert (manifest.num_samples, manifest.synthetic, len(manifest.shards)) == (7, 7, 2)
-    assert manifest.classes == CLASSES == trained.trainer.data.classes
+    assert manifest.classes == CLASSES == trained.trainer.state.data.classes
     assert manifest.source == "drawn by the run my_run: ema_0.250 after 16 images of training"
     assert manifest.licence == "none needed; synthetic"
     assert "7 synthetic" in str(report)
     assert verify(tmp_path / "out", progress=False).sound
-    labels = grid_labels(3, range(7), trained.trainer.data.class_counts, 4)
+    labels = grid_labels(3, range(7), trained.trainer.state.data.class_counts, 4)
     assert labels is not None
     ours = read(report)
     assert [sample.class_ for sample in ours] == [CLASSES[label] for label in labels.tolist()]
