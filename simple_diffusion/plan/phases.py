@@ -6,7 +6,7 @@ networks, objectives and samplers do is their own code.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +17,7 @@ from simple_diffusion.diffusion.few_step_sampler import StepRule, sampler_named
 from simple_diffusion.diffusion.generate import from_uint8, to_uint8
 from simple_diffusion.diffusion.guidance import Network, denoiser
 from simple_diffusion.diffusion.logsnr import match_dims
-from simple_diffusion.diffusion.objectives import Batch, FewStep
+from simple_diffusion.diffusion.objectives import Batch, FewStep, Shortcut
 from simple_diffusion.diffusion.prediction import diffuse, error_factor, target
 from simple_diffusion.diffusion.randomness import normals
 from simple_diffusion.models.layers import optim_groups
@@ -84,6 +84,12 @@ def rehearse(config: RunConfig, devices: int = 1) -> dict[Phase, PhaseMemory]:
     return dict(zip(acts, memories, strict=True))
 
 
+def differentiates_forward(config: RunConfig) -> bool:
+    """Whether training takes derivatives of its teacher."""
+    objective = build_objective(config)
+    return isinstance(objective, FewStep) and objective.needs_jvp
+
+
 class Rehearsal:
     """The tensors that a run keeps from step to step, and the phases that come and go.
 
@@ -100,6 +106,11 @@ class Rehearsal:
         self.objective = build_objective(config)
         few = self.objective if isinstance(self.objective, FewStep) else None
         self.rule = StepRule.of(few) if few else None
+        if few is not None and few.needs_jvp:
+            # Tensors without content cannot be differentiated forward; this one calls its teacher
+            # for as many images.
+            shared = {field.name: getattr(few, field.name) for field in fields(FewStep)}
+            self.objective = Shortcut(**shared)
         with self.memory:
             self.network = build_network(config.model, config.data.image_size)
             self.network.recompute(config.parallel.recompute)
@@ -214,7 +225,7 @@ class Rehearsal:
     @property
     def _teacher(self) -> Network:
         """What makes targets; the weights that it has are kept in any case."""
-        forward = isinstance(self.objective, FewStep) and self.objective.needs_jvp
+        forward = differentiates_forward(self.config)
         return _in_precision(self.averages[0], "fp32" if forward else self.config.train.precision)
 
     def _labels(self, count: int) -> Tensor | None:

@@ -7,7 +7,13 @@ from simple_diffusion.config import RunConfig
 from simple_diffusion.plan.counts import count_flops, count_parameters
 from simple_diffusion.plan.live import PARTS
 from simple_diffusion.plan.paper import flop_lines, parameter_lines, row, si
-from simple_diffusion.plan.phases import Phase, PhaseMemory, local_batch, rehearse
+from simple_diffusion.plan.phases import (
+    Phase,
+    PhaseMemory,
+    differentiates_forward,
+    local_batch,
+    rehearse,
+)
 
 # What the trainer's evaluator allows the yardstick (eval.wiener): float32 coefficients of so many
 # images, four times over, as long as that is below the limit.
@@ -144,6 +150,8 @@ def _notes(config: RunConfig) -> Iterator[str]:
         yield "The loader's workers are processes of their own, and not counted."
     if config.scores.num:
         yield "The network that scores look at images with is not counted."
+    if differentiates_forward(config):
+        yield "What the few-step objective's forward derivative keeps for a moment is not counted."
     if config.train.compile:
         yield "What torch.compile adds or saves is not counted."
 

@@ -69,7 +69,7 @@ class Draws:
     def t(self, positions: Tensor, start: int) -> Tensor:
         """Times of these samples, float32 (b,): one stratum of the step for each."""
         t = self.times.quantile(self._stratified("t", positions, start))
-        return t.float().to(self.device)
+        return t.float().to(self.device, non_blocking=True)
 
     def _stratified(self, purpose: str, positions: Tensor, start: int) -> Tensor:
         """Uniform numbers, float64 (b,): one in each stratum of the step."""

@@ -10,7 +10,7 @@ at pure noise, where one-step sampling begins, would leave that untrained.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ class FewStep(ABC):
         assert teacher is not None, "few-step objectives need a teacher"
         assert batch.pick is not None
         few = np.flatnonzero(batch.pick < self.share)
-        there = torch.as_tensor(few, device=batch.x0.device)
+        there = on_device(few, batch.x0)
         logsnr = self.denoising.schedule(batch.t)
         step = torch.zeros_like(logsnr)
         with torch.no_grad():
@@ -155,7 +155,7 @@ class FewStep(ABC):
         if len(few):
             return self.targets(_chosen(batch, few, there), teacher)
         first = np.zeros(1, dtype=np.int64)
-        self.targets(_chosen(batch, first, torch.as_tensor(first, device=there.device)), teacher)
+        self.targets(_chosen(batch, first, on_device(first, there)), teacher)
         return None
 
     def velocity(
@@ -186,6 +186,11 @@ def clipped(velocity: Tensor, y: Tensor, tau: Tensor) -> Tensor:
     """
     tau = match_dims(tau, y)
     return (y - (y - tau * velocity).clamp(-1.0, 1.0)) / tau
+
+
+def on_device(values: NDArray[Any], like: Tensor) -> Tensor:
+    """As a tensor where another one is, without waiting for what is queued there."""
+    return torch.from_numpy(values).to(like.device, non_blocking=True)
 
 
 def _chosen(batch: Batch, few: NDArray[np.int64], there: Tensor) -> Batch:

@@ -14,7 +14,7 @@ from torch import Tensor
 from simple_diffusion.diffusion.guidance import Network
 from simple_diffusion.diffusion.logsnr import match_dims
 from simple_diffusion.diffusion.objectives.base import Batch
-from simple_diffusion.diffusion.objectives.few_step import FewStep, Targets
+from simple_diffusion.diffusion.objectives.few_step import FewStep, Targets, on_device
 from simple_diffusion.diffusion.objectives.tangents import along_path, velocity_and_derivative
 from simple_diffusion.diffusion.prediction import diffuse
 
@@ -46,8 +46,7 @@ class MeanFlow(FewStep):
     def targets(self, batch: Batch, teacher: Network) -> Targets:
         """See `FewStep.targets`."""
         assert batch.place is not None
-        place = torch.as_tensor(batch.place, device=batch.t.device)
-        other = self.denoising.times.quantile(place).to(batch.t)
+        other = self.denoising.times.quantile(on_device(batch.place, batch.t)).to(batch.t)
         t = torch.maximum(batch.t, other)
         s, end = self.grid.position(t), self.grid.position(torch.minimum(batch.t, other))
         size = s - end

@@ -16,7 +16,13 @@ from torch import Tensor
 from simple_diffusion.diffusion.guidance import Network
 from simple_diffusion.diffusion.logsnr import match_dims, path_scale
 from simple_diffusion.diffusion.objectives.base import Batch
-from simple_diffusion.diffusion.objectives.few_step import FewStep, Targets, Teacher, clipped
+from simple_diffusion.diffusion.objectives.few_step import (
+    FewStep,
+    Targets,
+    Teacher,
+    clipped,
+    on_device,
+)
 from simple_diffusion.diffusion.prediction import diffuse
 
 
@@ -41,9 +47,8 @@ class Shortcut(FewStep):
         levels = np.floor(batch.pick / self.share * doublings).clip(0, doublings - 1)
         sizes = np.exp2(-levels)
         positions = sizes * (np.floor(batch.place / sizes) + 1.0)
-        device = batch.x0.device
-        s, size = torch.as_tensor(positions, device=device), torch.as_tensor(sizes, device=device)
-        smallest = torch.as_tensor(np.flatnonzero(levels == doublings - 1), device=device)
+        s, size = on_device(positions, batch.x0), on_device(sizes, batch.x0)
+        smallest = on_device(np.flatnonzero(levels == doublings - 1), batch.x0)
 
         middle = s - 0.5 * size
         tau, tau_middle, tau_end = map(self.grid.tau, (s, middle, s - size))
