@@ -103,7 +103,7 @@ def score(arm: Arm, steps: int, given: argparse.Namespace) -> dict[str, float]:
             f"--seed={given.seed}",
         )
         (folder / "evaluation.json").rename(record)
-    scores = json.loads(record.read_text())["scores"]
+    scores = json.loads(record.read_text())["figures"]
     return {
         f"{name}{suffix}": scores[f"{name}_lite0"][key]
         for name in ("fd", "kid")

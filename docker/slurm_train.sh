@@ -48,8 +48,9 @@ srun --kill-on-bad-exit=0 --wait=60 bash -c '
   exec "$@"' task "$python" -m simple_diffusion train "$@" || code=$?
 
 # srun's code is the highest of the tasks'. 75: saved because of a signal, or a process was lost;
-# above 128: a signal killed a task. The others: done (0), or an error that would come again.
-if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then exit "$code"; fi
+# above 128: a signal killed a task, but for 130, with which Ctrl-C ends a run that saved. The
+# others: done (0), or an error that would come again.
+if [ "$code" -eq 130 ] || { [ "$code" -ne 75 ] && [ "$code" -le 128 ]; }; then exit "$code"; fi
 
 # A job that ends within its grace time counts as finished, so it requeues itself: unless it was
 # cancelled, or Slurm requeues it already. In both cases it is not running any more.

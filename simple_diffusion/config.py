@@ -282,7 +282,7 @@ class RunConfig:
 
 
 def check_few_step(config: RunConfig) -> None:
-    """Raises ConfigError where other sections do not fit `few_step`."""
+    """Raises RefusedValueError where other sections do not fit `few_step`."""
     few, sampling = config.few_step, config.sampling
     if not isinstance(few, StepsConfig):
         require(
@@ -299,12 +299,28 @@ def check_few_step(config: RunConfig) -> None:
         not isinstance(few, ShortcutConfig) or few.target_length in config.ema.lengths,
         "few_step.target_length must be one of ema.lengths: add it there",
     )
+    if sampling.sampler != FEW_STEP:
+        return
     require(
-        sampling.sampler != FEW_STEP
-        or (sampling.spacing, sampling.guidance) == (few.spacing, few.guidance),
-        f"sampling.sampler {FEW_STEP} samples as it was trained: set sampling.spacing to "
-        f"{few.spacing} and sampling.guidance to {few.guidance}, as in few_step",
+        (sampling.spacing, sampling.guidance) == (few.spacing, few.guidance),
+        f"{FEW_STEP} samples as it was trained: set sampling.spacing to {few.spacing} and "
+        f"sampling.guidance to {few.guidance}, as in few_step",
     )
+    require(
+        sampling.guidance_interval == (-math.inf, math.inf),
+        f"{FEW_STEP} is guided at all λ, as in training: leave sampling.guidance_interval out",
+    )
+    scored = config.scores.steps if config.scores.num else None
+    for name, steps in (
+        ("sampling.steps", sampling.steps),
+        ("grids.steps", config.grids.steps),
+        ("scores.steps", scored or sampling.steps),
+    ):
+        require(
+            not few.dyadic or steps >= few.base_steps or not steps & (steps - 1),
+            f"{name} must be 1, 2, 4, ... or at least {few.base_steps} for {FEW_STEP}: other sizes "
+            "of step are not trained",
+        )
 
 
 def build_network(model: ModelConfig, image_size: int) -> UViT:

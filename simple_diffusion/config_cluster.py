@@ -41,12 +41,13 @@ class HealthConfig:
 
     A step with a non-finite loss or gradient is skipped; `max_skipped` of them in a row stop the
     run. A gradient norm above `spike_factor` times the recent median is logged. Processes that
-    make no progress for `stall_seconds` end, naming the one that they wait for.
+    make no progress for `stall_seconds` (several times that while they save or start) end, naming
+    the one that they wait for.
     """
 
     max_skipped: int = 10
     spike_factor: float = 5.0
-    stall_seconds: float = 600.0
+    stall_seconds: float = 900.0
 
     def __post_init__(self) -> None:
         require(self.max_skipped >= 1, "health.max_skipped must be at least 1")

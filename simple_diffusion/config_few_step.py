@@ -4,11 +4,13 @@ The section `objective` stays what it is: the denoising loss of the images at st
 prediction and multiscale loss are the few-step objective's too.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import draccus
 
+from simple_diffusion.config_checks import require
 from simple_diffusion.diffusion.objectives import (
     ContinuousConsistency,
     Denoising,
@@ -44,7 +46,8 @@ class NoFewStep(FewStepConfig):
 class StepsConfig(FewStepConfig):
     """What all few-step objectives have; see `objectives.FewStep` and `StepGrid`.
 
-    `loss` is the prediction whose error is measured: u, v or x0. `guidance` is baked into the
+    `loss` is the prediction whose error is measured: u, v or x0; null is x0 for networks that
+    predict x0, else u. `guidance` is baked into the
     targets, and so into every sampling of fewer than `base_steps`.
     """
 
@@ -52,8 +55,23 @@ class StepsConfig(FewStepConfig):
     base_steps: int = 128
     share: float = 0.25
     weight: float = 1.0
-    loss: Prediction = "u"
+    loss: Prediction | None = None
     guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0.0 < self.share < 1.0, "few_step.share must lie in (0, 1)")
+        require(0.0 < self.weight < math.inf, "few_step.weight must be positive and finite")
+        require(math.isfinite(self.guidance), "few_step.guidance must be finite")
+        require(self.loss != "eps", "few_step.loss must be u, v or x0: eps vanishes at pure noise")
+        count = self.base_steps
+        require(
+            count >= 2 and not count & (count - 1), "few_step.base_steps must be a power of two"
+        )
+
+    @property
+    def dyadic(self) -> bool:
+        """Whether only halves, quarters, ... of the way are trained."""
+        return False
 
     def _shared(self, denoising: Denoising, null_label: int | None) -> dict[str, Any]:
         return {
@@ -61,7 +79,7 @@ class StepsConfig(FewStepConfig):
             "grid": StepGrid(denoising.schedule, self.spacing, self.base_steps),
             "share": self.share,
             "weight": self.weight,
-            "loss": self.loss,
+            "loss": self.loss or ("x0" if denoising.prediction == "x0" else "u"),
             "guidance": self.guidance,
             "null_label": null_label,
         }
@@ -73,6 +91,11 @@ class ShortcutConfig(StepsConfig):
     """`target_length`: the average of the weights that makes the targets, one of `ema.lengths`."""
 
     target_length: float = 0.05
+
+    @property
+    def dyadic(self) -> bool:
+        """See `StepsConfig`."""
+        return True
 
     def build(self, denoising: Denoising, null_label: int | None) -> FewStep:
         return Shortcut(**self._shared(denoising, null_label))
@@ -99,7 +122,7 @@ class ConsistencyConfig(StepsConfig):
 class DiscreteConsistencyConfig(StepsConfig):
     """In pairs of neighbouring points; see `objectives.DiscreteConsistency`."""
 
-    loss: Prediction = "x0"
+    loss: Prediction | None = "x0"
     intervals: int = 64
     huber: float = 0.00054
 

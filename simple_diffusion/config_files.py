@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import draccus
 import yaml
 
-from simple_diffusion.config import RunConfig
+from simple_diffusion.config import Precision, RunConfig
 from simple_diffusion.config_checks import RefusedValueError
 from simple_diffusion.config_precision import AUTO, fastest_precision
 
@@ -31,8 +31,12 @@ class ConfigError(ValueError):
     """A config that cannot be read; the message names the source, the key and the remedy."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), auto: Precision | None = None
+) -> RunConfig:
     """Read a YAML file, its bases, and overrides like ``--optim.lr=1e-3``.
+
+    `auto` is what `precision: auto` means; None for what this machine is fastest in.
 
     Raises:
         ConfigError: missing or malformed file, unknown key, wrong type, or a refused value.
@@ -40,7 +44,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree, sources = read_tree(path)
     command_line = parse_overrides(overrides)
     sources.update(dict.fromkeys(dotted_keys(command_line), COMMAND_LINE))
-    return decode(merge(tree, command_line), sources, str(path))
+    return decode(_with_precision(merge(tree, command_line), auto), sources, str(path))
 
 
 def parse_config(text: str, origin: str) -> RunConfig:
@@ -69,10 +73,10 @@ def decode(tree: dict[str, Any], sources: Sources, origin: str) -> RunConfig:
     return decode_as(RunConfig, _with_precision(tree), sources, origin)
 
 
-def _with_precision(tree: dict[str, Any]) -> dict[str, Any]:
+def _with_precision(tree: dict[str, Any], auto: Precision | None = None) -> dict[str, Any]:
     """`precision: auto` made definite, so that a saved config says what was computed."""
     sections = {
-        name: section | {"precision": fastest_precision()}
+        name: section | {"precision": auto or fastest_precision()}
         for name, section in tree.items()
         if isinstance(section, dict) and section.get("precision") == AUTO
     }

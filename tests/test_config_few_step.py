@@ -22,7 +22,8 @@ GOOD: dict[str, Any] = {
     "model": {"step_condition": True, "num_classes": 3},
     "ema": {"lengths": [0.1, 0.05]},
     "few_step": {"type": "shortcut"},
-    "sampling": {"sampler": "few_step", "spacing": "t"},
+    "sampling": {"sampler": "few_step", "spacing": "t", "steps": 4},
+    "grids": {"steps": 2},
 }
 
 
@@ -39,7 +40,7 @@ def parse(**sections: Any) -> Any:
             "consistency",
             {"warmup_images": 7, "tangent_offset": 0.2},
             ContinuousConsistency,
-            {"warmup_images": 7, "tangent_offset": 0.2, "loss": "u"},
+            {"warmup_images": 7, "tangent_offset": 0.2, "loss": "u"},  # the network predicts v
         ),
         (
             "discrete_consistency",
@@ -69,6 +70,16 @@ def test_what_is_built(
     assert parse_config(dump_config(config), "again") == config
 
 
+def test_networks_that_predict_x0_are_measured_there() -> None:
+    objective = build_objective(parse(objective={"prediction": "x0"}))
+    assert isinstance(objective, FewStep)
+    assert objective.loss == "x0"
+
+
+def test_sizes_that_are_not_halves_are_for_others() -> None:
+    parse(few_step={"type": "meanflow"}, sampling={"steps": 3}, grids={"steps": 5})
+
+
 def test_none_is_plain_denoising() -> None:
     plain = parse_config("objective: {prediction: x0}\n", "test")
     assert isinstance(build_objective(plain), Denoising)
@@ -83,6 +94,15 @@ def test_none_is_plain_denoising() -> None:
         ({"sampling": {"guidance": 2.0}}, "sampling.guidance to 1.0"),
         ({"few_step": {"guidance": 2.0}}, "sampling.guidance to 2.0"),
         ({"few_step": {"shares": 0.5}}, "share"),
+        ({"few_step": {"share": 1.0}}, "share must lie in"),
+        ({"few_step": {"weight": float("inf")}}, "weight must be positive"),
+        ({"few_step": {"guidance": float("nan")}}, "guidance must be finite"),
+        ({"few_step": {"loss": "eps"}}, "must be u, v or x0"),
+        ({"few_step": {"base_steps": 100}}, "power of two"),
+        ({"sampling": {"steps": 50}}, "sampling.steps must be 1, 2, 4"),
+        ({"grids": {"steps": 20}}, "grids.steps must be 1, 2, 4"),
+        ({"scores": {"num": 8, "steps": 3}}, "scores.steps must be 1, 2, 4"),
+        ({"sampling": {"guidance_interval": [-4.0, 3.0]}}, "guided at all λ"),
     ],
 )
 def test_what_does_not_fit(sections: dict[str, Any], message: str) -> None:

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from eval.ablate.spec import CellSpec
-from simple_diffusion.config import ModelConfig, RunConfig
+from simple_diffusion.config import ModelConfig, RunConfig, build_objective
+from simple_diffusion.config_few_step import FewStepConfig, StepsConfig
+from simple_diffusion.config_noise import ScheduleConfig
+from simple_diffusion.diffusion.few_step_sampler import StepRule, sampler_named
 from simple_diffusion.diffusion.guidance import denoiser
-from simple_diffusion.diffusion.samplers import SAMPLERS
+from simple_diffusion.diffusion.objectives import FewStep
+from simple_diffusion.diffusion.randomness import generators
 from simple_diffusion.plan.counts import count_flops, count_parameters
+
+_FewStep = tuple[FewStepConfig, ScheduleConfig, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,10 @@ def cost_of(spec: CellSpec) -> Cost:
     # xformers computes what sdpa does, and a network with it cannot be made without a GPU
     model = replace(config.model, attention="sdpa")
     size, scale = config.data.image_size, config.objective.multiscale_from
-    parameters, forward, step = _network_cost(model, size, scale)
+    few_step = None
+    if isinstance(config.few_step, StepsConfig):
+        few_step = (config.few_step, config.schedule, config.ema.lengths)
+    parameters, forward, step = _network_cost(model, size, scale, few_step)
     batch, micro = config.train.batch_size, config.train.micro_batch_size
     if micro is not None and batch % micro:
         raise ValueError(f"train.micro_batch_size {micro} does not divide batch_size {batch}")
@@ -72,15 +81,16 @@ def network_rows(spec: CellSpec) -> int:
     label = torch.zeros(1, dtype=torch.int64) if conditional else None
     seen = 0
 
-    def network(z: Tensor, logsnr: Tensor, labels: Tensor | None) -> Tensor:
+    def network(z: Tensor, logsnr: Tensor, *_: Tensor | None) -> Tensor:
         nonlocal seen
         seen += z.shape[0]
         return z
 
     assert measure.sampler is not None
     assert measure.steps is not None
-    if measure.sampler not in SAMPLERS:
-        raise ValueError(f"measure.sampler must be one of {', '.join(SAMPLERS)}")
+    objective = build_objective(config)
+    rule = StepRule.of(objective) if isinstance(objective, FewStep) else None
+    sampler = sampler_named(measure.sampler, rule)
     schedule = config.schedule.build(config.data.image_size)
     denoise = denoiser(
         network,
@@ -93,19 +103,26 @@ def network_rows(spec: CellSpec) -> int:
     )
     pixel = torch.zeros(1, 1, 1, 1)
     spacing = config.sampling.spacing
-    SAMPLERS[measure.sampler](denoise, pixel, schedule, measure.steps, spacing=spacing)
+    each = generators(0, "count", [0], pixel.device)
+    sampler(denoise, pixel, schedule, measure.steps, spacing=spacing, generators=each)
     return seen
 
 
 @cache
-def _network_cost(model: ModelConfig, image_size: int, scale: int | None) -> tuple[int, int, int]:
+def _network_cost(
+    model: ModelConfig, image_size: int, scale: int | None, few_step: _FewStep | None
+) -> tuple[int, int, int]:
     """(parameters, FLOPs forward, FLOPs of a training step) of one image."""
     usual = RunConfig()
     config = replace(
         usual,
-        model=model,
+        model=replace(model, step_condition=False),
         data=replace(usual.data, image_size=image_size),
         objective=replace(usual.objective, multiscale_from=scale),
     )
+    if few_step is not None:
+        steps, schedule, lengths = few_step
+        ema = replace(usual.ema, lengths=lengths)
+        config = replace(config, model=model, few_step=steps, schedule=schedule, ema=ema)
     forward, step = count_flops(config)
     return sum(count_parameters(config).values()), forward, step

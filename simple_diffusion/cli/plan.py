@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     import json
 
+    from simple_diffusion.config import Precision
     from simple_diffusion.config_files import load_config
     from simple_diffusion.plan import (
         Terms,
@@ -79,11 +80,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.json and arguments.hours is not None:
         raise ValueError("--hours asks for a line of text, which --json does not print")
-    config = load_config(arguments.config, arguments.overrides)
     if arguments.devices is None:
+        config = load_config(arguments.config, arguments.overrides)
         print(make_plan(config).text(arguments.hours))
         return 0
-    plan = make_cluster_plan(config, *parse_devices(arguments.devices), Terms(**given))
+    count, device = parse_devices(arguments.devices)
+    fastest: Precision = "fp32" if device.tflops_bf16 is None else "bf16"
+    config = load_config(arguments.config, arguments.overrides, auto=fastest)
+    plan = make_cluster_plan(config, count, device, Terms(**given))
     if arguments.json:
         print(json.dumps(cluster_json(plan)))
     else:

@@ -82,7 +82,9 @@ def chosen_sampling(arguments: argparse.Namespace, saved: "SavedRun") -> "Sampli
             given[name] = getattr(trained, name) if given[name] is None else given[name]
     chosen = {name: value for name, value in given.items() if value is not None}
     sampling: SamplingConfig = replace(saved.config.sampling, **chosen)
-    replace(saved.config, sampling=sampling)  # refuses what the run's training does not allow
+    # refuses what the run's training does not allow; the grids of training are another matter
+    grids = replace(saved.config.grids, steps=sampling.steps)
+    replace(saved.config, sampling=sampling, grids=grids)
     return sampling
 
 

@@ -41,11 +41,15 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code."""
     from simple_diffusion.config_files import dump_config, load_config
+    from simple_diffusion.training.run_folder import CONFIG, read_run_config
 
     overrides = list(arguments.overrides)
     if arguments.run_dir is not None:
         overrides.append(f"--run_dir={arguments.run_dir}")
     config = load_config(arguments.config, overrides)
+    if (Path(config.run_dir) / CONFIG).is_file():  # a run goes on in the precision it began in
+        begun = read_run_config(Path(config.run_dir)).train.precision
+        config = load_config(arguments.config, overrides, auto=begun)
     if arguments.dry_run:
         from simple_diffusion.plan import make_plan
 

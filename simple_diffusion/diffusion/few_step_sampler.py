@@ -113,7 +113,7 @@ def _check(rule: StepRule, steps: int, spacing: Spacing, end: float) -> None:
         )
     if math.isfinite(end):
         raise ValueError("few_step ends on images; it cannot stop at an `end`")
-    if rule.dyadic and steps < trained.base_steps and steps & (steps - 1):
-        raise ValueError(
-            f"few_step: {steps} steps were not trained, only 1, 2, 4, ... {trained.base_steps}"
-        )
+    if steps < 1:
+        raise ValueError(f"sampling needs at least one step, got {steps}")
+    if rule.dyadic:
+        trained.check_dyadic(steps)

@@ -4,6 +4,7 @@ A position s in [0, 1] says how far from the data a point of the way is: s = 1 i
 the data. With the spacing ``t`` it is the schedule's time itself.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -39,21 +40,30 @@ def point(
     Raises:
         ValueError: an unknown spacing.
     """
+    if spacing == "t":
+        s = position.double()
+        t = s if data is None else s + (1.0 - s) * schedule.inverse(torch.full_like(s, data))
+        return t, schedule(t)
+    logsnr = logsnr_at(schedule, spacing, position, data)
+    return schedule.inverse(logsnr), logsnr
+
+
+def logsnr_at(
+    schedule: Schedule, spacing: Spacing, position: Tensor, data: float | None = None
+) -> Tensor:
+    """λ of `point`, without the time, which some schedules must search for."""
     s = position.double()
     noise, last = ends_of(schedule)
     if data is not None:
         last = data
     if spacing == "t":
-        t = s if data is None else s + (1.0 - s) * schedule.inverse(s.new_tensor(last))
-        return t, schedule(t)
+        return point(schedule, spacing, s, data)[1]
     if spacing == "logsnr":
-        logsnr = last + s * (noise - last)
-    elif spacing == "tau":
-        ends = tau_from_logsnr(s.new_tensor([noise, last]))
-        logsnr = logsnr_from_tau(ends[1] + s * (ends[0] - ends[1]))
-    else:
-        raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
-    return schedule.inverse(logsnr), logsnr
+        return last + s * (noise - last)
+    if spacing == "tau":
+        start, stop = _tau(noise), _tau(last)
+        return logsnr_from_tau(stop + s * (start - stop))
+    raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
 
 
 def position(schedule: Schedule, spacing: Spacing, t: Tensor) -> Tensor:
@@ -66,8 +76,8 @@ def position(schedule: Schedule, spacing: Spacing, t: Tensor) -> Tensor:
     if spacing == "logsnr":
         return (logsnr - data) / (noise - data)
     if spacing == "tau":
-        ends = tau_from_logsnr(t.new_tensor([noise, data]))
-        return (tau_from_logsnr(logsnr) - ends[1]) / (ends[0] - ends[1])
+        start, stop = _tau(noise), _tau(data)
+        return (tau_from_logsnr(logsnr) - stop) / (start - stop)
     raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
 
 
@@ -79,8 +89,7 @@ def position_per_tau(schedule: Schedule, spacing: Spacing, t: Tensor) -> Tensor:
     t = t.double()
     noise, data = ends_of(schedule)
     if spacing == "tau":
-        ends = tau_from_logsnr(t.new_tensor([noise, data]))
-        return torch.ones_like(t) / (ends[0] - ends[1])
+        return torch.ones_like(t) / (_tau(noise) - _tau(data))
     logsnr = schedule(t)
     logsnr_per_tau = -2.0 / (tau_from_logsnr(logsnr) * tau_from_logsnr(-logsnr))
     if spacing == "logsnr":
@@ -88,3 +97,8 @@ def position_per_tau(schedule: Schedule, spacing: Spacing, t: Tensor) -> Tensor:
     if spacing == "t":
         return logsnr_per_tau / schedule.derivative(t)
     raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
+
+
+def _tau(logsnr: float) -> float:
+    """Of an end of the schedule, on the host: tensors made of numbers would wait for the device."""
+    return 1.0 / (1.0 + math.exp(0.5 * logsnr))

@@ -14,7 +14,7 @@ from simple_diffusion.diffusion.schedules import Schedule
 from simple_diffusion.diffusion.spacing import (
     SPACINGS,
     Spacing,
-    point,
+    logsnr_at,
     position,
     position_per_tau,
 )
@@ -61,7 +61,7 @@ class StepGrid:
 
     def logsnr(self, s: Tensor) -> Tensor:
         """λ at positions s in [0, 1] (1 is noise), float64."""
-        return point(self.schedule, self.spacing, s)[1]
+        return logsnr_at(self.schedule, self.spacing, s)
 
     def tau(self, s: Tensor) -> Tensor:
         """Time of the straight path at positions s, float64; 0 at s = 0.
@@ -83,11 +83,18 @@ class StepGrid:
         """What the network is told of a step: 0 for base steps and smaller ones."""
         return size if size * self.base_steps > 1.0 + 1e-9 else 0.0
 
+    def check_dyadic(self, steps: int) -> None:
+        """Raises ValueError if steps are no halves, quarters, ... of the way."""
+        if steps < self.base_steps and steps & (steps - 1):
+            raise ValueError(
+                f"few_step: {steps} steps were not trained, only 1, 2, 4, ... {self.base_steps}"
+            )
+
 
 def _coarsest(schedule: Schedule, spacing: Spacing, count: int) -> tuple[float, float]:
     """The largest Δτ of so many equal steps, and the τ where it starts."""
     s = torch.linspace(1.0, 0.0, count + 1, dtype=torch.float64, device="cpu")
-    tau = tau_from_logsnr(point(schedule, spacing, s)[1])
+    tau = tau_from_logsnr(logsnr_at(schedule, spacing, s))
     tau[-1] = 0.0
     sizes = tau[:-1] - tau[1:]
     worst = int(sizes.argmax())

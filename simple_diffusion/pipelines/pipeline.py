@@ -106,7 +106,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         usual = {"spacing": config.spacing, "guidance": config.guidance_scale}
         if name == FEW_STEP and config.few_step is not None:
             usual = {key: config.few_step[key] for key in usual}
-            if guidance_scale not in (None, usual["guidance"]):
+            if class_labels is not None and guidance_scale not in (None, usual["guidance"]):
                 raise ValueError(
                     f"guidance_scale={guidance_scale}: few_step draws with the guidance of the "
                     f"network's training, {usual['guidance']}; leave it out, or use another sampler"

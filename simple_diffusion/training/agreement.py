@@ -4,7 +4,7 @@ On the CPU, over a process group of its own, so that nobody ever waits for a dev
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,6 +19,10 @@ POLL_SECONDS = 0.5
 STOP_KEY = "stop"
 
 
+class PeerFailedError(ValueError):
+    """Another process cannot go on, and says itself why."""
+
+
 class Agreement:
     """Turns what one process knows into what all act on.
 
@@ -27,12 +31,17 @@ class Agreement:
         group: a gloo group over all processes, used for nothing else; None for one that is alone.
         store: where processes see each other's wish to stop while they work for long by themselves;
             None for one that is alone.
+        alive: told whenever long work calls `check`.
     """
 
     def __init__(
-        self, signals: StopSignals, group: dist.ProcessGroup | None, store: Store | None
+        self,
+        signals: StopSignals,
+        group: dist.ProcessGroup | None,
+        store: Store | None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        self.signals, self._group, self._store = signals, group, store
+        self.signals, self._group, self._store, self._alive = signals, group, store, alive
         self._polled = 0.0
 
     def check(self) -> None:
@@ -40,6 +49,7 @@ class Agreement:
 
         Cheap; for the inside of work that ends with `together` or `settle`.
         """
+        self._alive()
         if self.signals.received is not None:
             if self._store is not None:
                 self._store.set(STOP_KEY, "1")
@@ -85,12 +95,21 @@ class Agreement:
 
         Raises:
             StopRequested: at the end, on every process if any broke off.
+            PeerFailedError: another process failed; on that one its own error goes on.
         """
-        stopped = False
+        stopped, failure = False, None
         try:
             yield
         except StopRequested:
             stopped = True
-        (anyone,) = self.settle(stopped)
-        if anyone:  # its signal is known to the process that got it, and to all in a moment
+        except Exception as error:
+            if self._group is None:
+                raise
+            failure = error
+        anyone_stopped, anyone_failed = self.settle(stopped, failure is not None)
+        if failure is not None:
+            raise failure
+        if anyone_failed:
+            raise PeerFailedError("another process failed; see its own message")
+        if anyone_stopped:  # its signal is known to its process, and to all in a moment
             raise StopRequested

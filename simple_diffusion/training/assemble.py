@@ -1,11 +1,12 @@
 """From a config to a trainer: every part gets what it uses, none gets the config."""
 
 import logging
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import is_tensorboard_available, set_seed
 from torch import Tensor
 from torch.distributed import new_group
@@ -74,7 +75,9 @@ def make_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
         project_dir=str(run_dir),
         kwargs_handlers=[
             # Gradients live in the buckets that are sent: a copy of the weights less.
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # The watchdog knows who is missing; a time-out of the group only that someone is.
+            InitProcessGroupKwargs(timeout=timedelta(seconds=10 * config.health.stall_seconds)),
         ],
     )
     check_launch(accelerator.num_processes)
@@ -123,12 +126,14 @@ def assemble(config: RunConfig) -> Trainer:
     metrics = MetricsFile(run_dir / "metrics.jsonl")
     signals, alone = StopSignals(), accelerator.num_processes == 1
     heartbeats = heartbeat_store(accelerator.process_index, accelerator.num_processes)
-    agreement = Agreement(signals, None if alone else new_group(backend="gloo"), heartbeats)
     watchdog = Watchdog(
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         store=heartbeats,
         stall_seconds=config.health.stall_seconds,
+    )
+    agreement = Agreement(
+        signals, None if alone else new_group(backend="gloo"), heartbeats, watchdog.alive
     )
     stores = _stores(config, alone)
     if config.init_from.run is not None and not stores[0].exists():
@@ -147,7 +152,7 @@ def assemble(config: RunConfig) -> Trainer:
     )
     ema = Ema(dict(network.named_parameters()), config.ema.lengths, config.ema.every_steps)
     if teacher is not None:
-        teacher.follow(_teacher_weights(config, ema, network))
+        teacher.follow(_teacher_weights(config, objective, ema, network))
     optim = config.optim
     optimizer = adamw(
         network,
@@ -268,8 +273,11 @@ def _teacher(
     )
 
 
-def _teacher_weights(config: RunConfig, ema: Ema, network: UViT) -> dict[str, Tensor]:
-    if isinstance(config.few_step, ShortcutConfig):
+def _teacher_weights(
+    config: RunConfig, objective: Denoising | FewStep, ema: Ema, network: UViT
+) -> dict[str, Tensor]:
+    if isinstance(objective, FewStep) and objective.teacher == "average":
+        assert isinstance(config.few_step, ShortcutConfig)
         return ema.tensors(ema_name(config.few_step.target_length))
     return dict(network.named_parameters())
 

@@ -185,19 +185,24 @@ def read_marker(folder: Folder) -> dict[str, dict[str, Any]]:
 
 
 def damage(folder: Folder, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What is wrong with these files of a checkpoint, or None."""
+    """What is wrong with these files of a checkpoint, or None.
+
+    Raises:
+        OSError: one cannot be read now, which says nothing of what is in it.
+    """
     for name, expected in files.items():
         where = f"{folder.path}/{name}"
+        size = folder.size(name)
+        if size is None:
+            return f"{where}: missing"
+        if size != expected["bytes"]:
+            return f"{where}: {size} bytes instead of {expected['bytes']}"
         try:
-            size = folder.size(name)
-            if size is None:
-                return f"{where}: missing"
-            if size != expected["bytes"]:
-                return f"{where}: {size} bytes instead of {expected['bytes']}"
-            if sha256_of(folder, name) != expected["sha256"]:
-                return f"{where}: its content does not match its checksum"
-        except OSError as error:
-            return f"{where}: cannot be read: {error}"
+            checksum = sha256_of(folder, name)
+        except FileNotFoundError:
+            return f"{where}: missing"
+        if checksum != expected["sha256"]:
+            return f"{where}: its content does not match its checksum"
     return None
 
 

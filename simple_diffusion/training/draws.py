@@ -53,7 +53,8 @@ class Draws:
         x0 = from_uint8(images.to(self.device, non_blocking=True).contiguous())
         if self.flip:
             mirrored = uniforms(self.seed, "flip", positions) < 0.5
-            x0 = torch.where(mirrored.to(self.device)[:, None, None, None], x0.flip(-1), x0)
+            there = mirrored.to(self.device, non_blocking=True)
+            x0 = torch.where(there[:, None, None, None], x0.flip(-1), x0)
         each = generators(self.seed, "noise", positions, self.device)
         eps = normals(each, x0.shape[1:])
         return Batch(

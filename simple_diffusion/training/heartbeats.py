@@ -24,6 +24,7 @@ class Beat:
         arrivals: phases begun since `images_seen` last changed.
         still: seconds since the last of them.
         ended: whether it is about to end by itself.
+        patience: how many times as long as others this phase may take.
     """
 
     rank: int
@@ -35,6 +36,7 @@ class Beat:
     arrivals: int
     still: float
     ended: bool
+    patience: float = 1.0
 
     @property
     def name(self) -> str:

@@ -47,11 +47,13 @@ class Keeper:
     _newest: str | None = None
     _failure: CheckpointError | None = None
     _warned: bool = False
+    _stall: float = 0.0
 
     def save(self, state: RunState) -> None:
         """Begin to write a checkpoint, unless this moment has one; training goes on meanwhile."""
         if self._saved_at == state.images_seen and state.events_done:
             return
+        began = time.perf_counter()
         self.finish()
         self.write_notes(state)
         self.watchdog.at("save", state.images_seen)
@@ -59,6 +61,7 @@ class Keeper:
         if self.accelerator.is_main_process:
             self.metrics.sync()
         self.store.save(state.images_seen, state.groups(), content)
+        self._stall = time.perf_counter() - began
         if state.events_done:
             self._saved_at = state.images_seen
 
@@ -108,8 +111,9 @@ class Keeper:
             return True
         if saved is not None:
             self._newest = saved.path
-            self._write({"kind": "checkpoint", **_saved_line(saved)})
-            self._compare_with_grace(saved.seconds, f"to write {saved.path}")
+            self._write({"kind": "checkpoint", **_saved_line(saved, self._stall)})
+            # A signal may come while one is written: it is waited for, and another is written.
+            self._compare_with_grace(2 * saved.seconds, f"to write two such as {saved.path}")
         return self._failure is not None
 
     @property
@@ -179,7 +183,7 @@ class Keeper:
         if seconds > self.grace_seconds and self.accelerator.is_main_process and not self._warned:
             self._warned = True
             tqdm.write(
-                f"it took {seconds:.1f} s {what}, but the launcher leaves {self.grace_seconds:g} s "
+                f"it takes {seconds:.1f} s {what}; the launcher leaves {self.grace_seconds:g} s "
                 "(checkpoint.grace_seconds) between a signal and the kill: a run that is preempted "
                 "would lose what it did since the last checkpoint; ask for more, or save more often"
             )
@@ -197,10 +201,10 @@ def _ema_state(state: RunState) -> dict[str, Any]:
     return {"ema_updated_at": state.ema.state()["updated_at"]}
 
 
-def _saved_line(saved: Saved) -> dict[str, Any]:
+def _saved_line(saved: Saved, stall: float) -> dict[str, Any]:
     return {
         "images_seen": saved.images_seen,
-        "stall_seconds": saved.stall_seconds,
+        "stall_seconds": stall,
         "seconds": saved.seconds,
         "bytes": saved.bytes,
     }

@@ -103,11 +103,6 @@ class Stopwatch:
         self._start(now)
         return lap
 
-    def window(self) -> tuple[float, float]:
-        """(seconds of the window, share of them spent waiting); starts a new window."""
-        lap = self.lap()
-        return lap.seconds, lap.data_wait
-
 
 @dataclass(frozen=True)
 class Extremes:

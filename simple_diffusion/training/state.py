@@ -291,18 +291,28 @@ class CheckpointStore:
         def files() -> list[tuple[str, dict[str, Any]]] | str:
             try:
                 return sorted(read_marker(place.folder).items())
-            except (CheckpointError, OSError) as error:
+            except CheckpointError as error:
                 return str(error)
 
         listed = self._from_first(files)
         if isinstance(listed, str):
             return listed
-        found = damage(place.folder, dict(listed[self._rank :: self._processes]))
-        everyones: list[str | None] = [found]
+        found, failed = None, None
+        try:
+            found = damage(place.folder, dict(listed[self._rank :: self._processes]))
+        except Exception as error:  # whatever a store raises; the others must not wait for us
+            failed = str(error) or type(error).__name__
+        everyones = [(found, failed)]
         if self.group is not None:
-            everyones = [None] * self._processes
-            dist.all_gather_object(everyones, found, group=self.group)
-        return next((why for why in everyones if why is not None), None)
+            everyones *= self._processes
+            dist.all_gather_object(everyones, (found, failed), group=self.group)
+        for _, failure in everyones:
+            if failure is not None:
+                raise CheckpointError(
+                    f"{place.folder.path}: cannot be read: {failure}. It is left as it is: run the "
+                    "same command when it can be, or move it away to go on from the one before"
+                )
+        return next((why for why, _ in everyones if why is not None), None)
 
     def _from_first(self, ask: Callable[[], T]) -> T:
         """What the first process finds, on all of them, its errors too."""

@@ -50,7 +50,13 @@ class TeacherNetwork:
         else:
             self._network = hollow_copy(network)
         self._pieces: Mapping[str, Tensor] = {}
+        self._called = False
         self._call = in_precision(self._network, dtype, accelerator.device)
+
+    @property
+    def collective(self) -> bool:
+        """Whether every process must call it as often as the others."""
+        return self._sharded
 
     def follow(self, tensors: Mapping[str, Tensor]) -> None:
         """Have these weights from now on, as they change."""
@@ -68,7 +74,10 @@ class TeacherNetwork:
         if not self._sharded:
             return
         assert isinstance(self._network, FSDPModule)
-        self._network.reshard()  # or it would go on with what it gathered for the step before
+        if self._called:
+            # Or it would go on with what it gathered for the step before; and what FSDP notes of
+            # each forward pass, a backward pass would clear, which never comes.
+            getattr(self._network, "reset_iter_state", self._network.reshard)()
         for name, parameter in self._network.named_parameters():
             piece = self._pieces[name]
             assert isinstance(parameter, DTensor)
@@ -77,4 +86,5 @@ class TeacherNetwork:
 
     def __call__(self, z: Tensor, logsnr: Tensor, *conditions: Tensor | None) -> Tensor:
         """The network's prediction, float32."""
+        self._called = True
         return self._call(z, logsnr, *conditions)

@@ -199,6 +199,7 @@ class Trainer:
             if scores:
                 self.evaluator.score(network, name, state.step, state.images_seen)
             if ended:
+                self.watchdog.at("final", state.images_seen)
                 self.evaluator.draw_final(network)
             elif grid:
                 self.evaluator.draw(network, state.images_seen)
@@ -279,9 +280,11 @@ class Trainer:
         )
 
     def _diverged(self) -> TrainingError:
+        in_row = self.state.health.in_row
         self.keeper.write_notes(self.state)
+        self.keeper.finish()  # a checkpoint under way is of finite weights
         return TrainingError(
-            f"loss or gradient were not finite in {self.state.health.in_row} steps in a row, by "
+            f"loss or gradient were not finite in {in_row} steps in a row, by "
             f"image {self.images_seen}; they were skipped, and their samples are in "
             f"{self.metrics.path}. {self.keeper.kept} "
             "Lower optim.lr, or look at the data, and run again"
@@ -303,7 +306,7 @@ class Trainer:
         state.replaced += len(images.replaced)
         state.reads += images.counts
         if len(self.sets) > 1:
-            drawn = images.sets.to(self.accelerator.device)
+            drawn = images.sets.to(self.accelerator.device, non_blocking=True)
             for number, name in enumerate(self.sets):
                 state.window.add(f"mix/{name}", (drawn == number).float())
 

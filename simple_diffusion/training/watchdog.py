@@ -24,6 +24,9 @@ from simple_diffusion.training.signals import EXIT_REQUEUE
 PERIOD = 1.0  # seconds between two beats
 SILENT_PERIODS = 5  # without a beat: that process is dead or stopped
 VERDICT_SECONDS = 30.0  # without progress, once another process has said who is lost
+# Phases in which one call may take long and cannot say how far it is: those of large files, and of
+# work that is done once. They have so many times `stall_seconds`.
+PATIENCE = {"start": 6.0, "save": 6.0, "final": 6.0}
 AGREE = "agree"  # the phase in which a process waits for the others
 _NAMED = 4  # processes that a message names
 
@@ -103,6 +106,10 @@ class Watchdog:
         arrivals = arrivals + 1 if images_seen == before else 0
         self._at = arrivals, phase, images_seen, time.monotonic()
 
+    def alive(self) -> None:
+        """The main thread goes on with the phase that it is in."""
+        self._at = *self._at[:3], time.monotonic()
+
     def lost(self, seconds: float) -> str | None:
         """Which processes are gone, after messages between processes have failed.
 
@@ -122,7 +129,7 @@ class Watchdog:
                 time.sleep(self._period)
             return gone
         finally:
-            self._at = *self._at[:3], time.monotonic()
+            self.alive()
             self._asked = False
 
     def _watch(self) -> None:
@@ -131,7 +138,7 @@ class Watchdog:
             before = self._at
             _, phase, images_seen, since = before
             still = time.monotonic() - since
-            if still < self._limit or self._asked:
+            if still < self._limit * PATIENCE.get(phase, 1.0) or self._asked:
                 continue
             who = self._diagnose()
             if who is None:  # the others are busy with something long: look again later
@@ -159,7 +166,7 @@ class Watchdog:
             heard = map(self._beats.heard, range(self._processes))
             beats = [beat for beat in heard if beat is not None and beat.rank != self._rank]
             behind = find_behind([self._beat(), *beats])
-            if min(beat.still for beat in behind) < self._stall_seconds / 2:
+            if min(beat.still / beat.patience for beat in behind) < self._stall_seconds / 2:
                 return None
             if len(behind) == self._processes:
                 return f"all {self._processes} processes are at the same place"
@@ -205,6 +212,7 @@ class Watchdog:
             arrivals=arrivals,
             still=time.monotonic() - since,
             ended=self._ended.is_set(),
+            patience=PATIENCE.get(phase, 1.0),
         )
 
 

@@ -153,6 +153,7 @@ def test_guidance_is_in_the_steps_already() -> None:
         ({"steps": 3}, "3 steps were not trained, only 1, 2, 4, ... 128"),
         ({"steps": 4, "spacing": "tau"}, "even in t, not in tau"),
         ({"steps": 4, "end": 2.0}, "cannot stop"),
+        ({"steps": 0}, "at least one step"),
     ],
 )
 def test_what_was_not_trained_is_refused(options: dict[str, float], message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from simple_diffusion.config_files import load_config
-from simple_diffusion.training.signals import EXIT_REQUEUE
+from simple_diffusion.training.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -146,7 +146,7 @@ class TestKubernetes:
         """Everything but an error that would come again, which is exit code 2."""
         (rule,) = job["podFailurePolicy"]["rules"]
         container = job["template"]["spec"]["containers"][0]["name"]
-        codes = {"containerName": container, "operator": "In", "values": [2]}
+        codes = {"containerName": container, "operator": "In", "values": [2, EXIT_INTERRUPTED]}
         assert rule == {"action": "FailJob", "onExitCodes": codes}
         assert EXIT_REQUEUE not in codes["values"]
         # podFailurePolicy needs this of its pods; a job then fails once any of them does

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from simple_diffusion.training import agreement as room
-from simple_diffusion.training.agreement import Agreement
+from simple_diffusion.training.agreement import Agreement, PeerFailedError
 from simple_diffusion.training.signals import StopRequested, StopSignals
 from tests.training.checkpoint_ranks import run_ranks
 
@@ -56,6 +56,33 @@ def work_together(rank: int, group: dist.ProcessGroup) -> tuple[int, bool, str]:
     received = agreement.signals.received
     dist.barrier(group)  # the store ends with its process
     return done, stopped, received.name if received is not None else "none"
+
+
+def fail_together(rank: int, group: dist.ProcessGroup) -> str:
+    """Rank 1 fails in its own way; the others hear of it where they all meet."""
+    agreement = agreement_of(rank, group)
+    said = "nothing"
+    try:
+        with agreement.together():
+            if rank == 1:
+                raise OSError("no space left")
+    except (OSError, PeerFailedError) as error:
+        said = f"{type(error).__name__}: {error}"
+    dist.barrier(group)
+    return said
+
+
+def test_a_failure_ends_all_and_is_told_by_its_own_process() -> None:
+    peer = "PeerFailedError: another process failed; see its own message"
+    assert run_ranks(3, fail_together) == [peer, "OSError: no space left", peer]
+
+
+def test_checks_are_signs_of_life() -> None:
+    signs: list[int] = []
+    agreement = Agreement(StopSignals(), None, None, lambda: signs.append(1))
+    for _ in range(3):
+        agreement.check()
+    assert len(signs) == 3
 
 
 def test_all_hear_what_one_knows() -> None:

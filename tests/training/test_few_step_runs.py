@@ -61,7 +61,7 @@ def test_two_processes_and_a_kill(kind: str, write: Callable[[str], Path], tmp_p
     assert metrics(alone) == metrics(killed)
 
 
-@pytest.mark.parametrize("kind", ["shortcut", "meanflow"])
+@pytest.mark.parametrize("kind", ["shortcut", "consistency"])
 def test_sharded(kind: str, write: Callable[[str], Path], tmp_path: Path) -> None:
     """The teacher's weights are pieces, of an average or its own, differentiated forward or not."""
     config = write(kind)

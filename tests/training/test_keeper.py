@@ -122,7 +122,7 @@ class TestStopping:
             keeper.finish()
         said = "".join(capsys.readouterr())
         assert said.count("checkpoint.grace_seconds") == 1
-        assert f"s to write {tmp_path / 'checkpoints'}" in said
+        assert f"s to write two such as {tmp_path / 'checkpoints'}" in said
 
 
 class TestSaving:
@@ -134,7 +134,7 @@ class TestSaving:
             keeper.finish()
         assert len(lines(keeper, "checkpoint")) == 1
         (line,) = lines(keeper, "checkpoint")
-        assert 0.0 <= line["stall_seconds"] <= line["seconds"]
+        assert 0.0 < line["stall_seconds"] < 60.0
         assert line["bytes"] > 3 * 4 * 4  # weights and two averages
 
     def test_a_full_disk_is_heard_of_and_ends_the_run(

@@ -191,6 +191,24 @@ class TestDamage:
         assert str(broken) in caplog.text
         assert names(tmp_path) == ["000000000001", "000000000002.damaged"]
 
+    def test_one_that_cannot_be_read_now_is_left_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A server that is away for a moment says nothing of what is in a file."""
+        store = CheckpointStore(tmp_path)
+        for images_seen in (1, 2):
+            save(store, images_seen)
+
+        def stale(*_: object) -> None:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        monkeypatch.setattr(state, "damage", stale)
+        with pytest.raises(CheckpointError, match=r"Stale file handle\. It is left as it is"):
+            store.newest()
+        monkeypatch.undo()
+        assert names(tmp_path) == ["000000000001", "000000000002"]
+        assert newest(store).path == tmp_path / "000000000002"
+
     def test_all_damaged_is_an_error_not_a_fresh_start(self, tmp_path: Path) -> None:
         store = CheckpointStore(tmp_path)
         (save(store, 1) / STATE).write_text("{}")

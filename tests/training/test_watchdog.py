@@ -99,6 +99,26 @@ class TestAlone:
                 time.sleep(0.02)
             assert not stalled.is_set()
 
+    def test_signs_of_life_within_a_phase(self) -> None:
+        """As in an evaluation that takes longer than the limit."""
+        guard, stalled, _ = self.make(3.0)
+        begun = time.monotonic()
+        with guard:
+            guard.at("evaluate", 8)
+            while time.monotonic() - begun < 4.5:
+                guard.alive()
+                time.sleep(0.02)
+            assert not stalled.is_set()
+
+    @pytest.mark.parametrize("phase", ["start", "save", "final"])
+    def test_long_phases_have_longer(self, phase: str) -> None:
+        guard, stalled, messages = self.make(0.5)
+        with guard:
+            guard.at(phase, 8)
+            assert not stalled.wait(1.5)
+            assert stalled.wait(30.0)
+        assert f"in {phase} at image 8" in messages[0]
+
     def test_nothing_is_told_before_and_after(self) -> None:
         """Importing and building the network may take long; so may what comes after training."""
         guard, stalled, _ = self.make(0.1)

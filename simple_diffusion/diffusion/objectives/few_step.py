@@ -149,11 +149,13 @@ class FewStep(ABC):
     ) -> Targets | None:
         """Targets for some images; None for none.
 
-        Without any, the teacher is asked about one all the same: where its weights are cut up
-        between processes, each must call it as often as the others.
+        Without any, a teacher whose weights are cut up between processes is asked about one all
+        the same: each must call it as often as the others.
         """
         if len(few):
             return self.targets(_chosen(batch, few, there), teacher)
+        if not is_collective(teacher):
+            return None
         first = np.zeros(1, dtype=np.int64)
         self.targets(_chosen(batch, first, on_device(first, there)), teacher)
         return None
@@ -176,6 +178,11 @@ class FewStep(ABC):
         null = torch.full_like(labels, self.null_label)
         without = self.velocity(teacher, z, logsnr, null, torch.zeros_like(logsnr))
         return without + self.guidance * (velocity - without)
+
+
+def is_collective(teacher: Network) -> bool:
+    """Whether calling it is something that all processes do together."""
+    return bool(getattr(teacher, "collective", False))
 
 
 def clipped(velocity: Tensor, y: Tensor, tau: Tensor) -> Tensor:

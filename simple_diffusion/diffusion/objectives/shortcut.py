@@ -21,6 +21,7 @@ from simple_diffusion.diffusion.objectives.few_step import (
     Targets,
     Teacher,
     clipped,
+    is_collective,
     on_device,
 )
 from simple_diffusion.diffusion.prediction import diffuse
@@ -73,9 +74,8 @@ class Shortcut(FewStep):
         """(ū of half a step from s, y there)."""
         logsnr = self.grid.logsnr(s).to(z)
         velocity = self.velocity(teacher, z, logsnr, labels, half.to(z))
-        if self.guidance != 1.0:
+        if self.guidance != 1.0 and (len(smallest) or is_collective(teacher)):
             assert labels is not None
-            # one at least, so that all processes call the teacher equally often
             rows = smallest if len(smallest) else smallest.new_zeros(1)
             guided = self.guided(velocity[rows], teacher, z[rows], logsnr[rows], labels[rows])
             if len(smallest):
