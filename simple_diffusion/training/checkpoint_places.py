@@ -124,7 +124,7 @@ def places_of(root: str | Path) -> Places:
         ValueError: the URL's protocol is not known, or needs an extra.
     """
     if isinstance(root, str) and "://" in root:
-        return RemotePlaces(root)
+        return RemotePlaces(_one_url(root))
     return LocalPlaces(Path(root))
 
 
@@ -135,7 +135,7 @@ def folder_of(path: str | Path) -> Folder:
         ValueError: the URL's protocol is not known, or needs an extra.
     """
     if isinstance(path, str) and "://" in path:
-        return RemoteFolder(path.rstrip("/"))
+        return RemoteFolder(_one_url(path).rstrip("/"))
     return LocalFolder(Path(path))
 
 
@@ -359,6 +359,12 @@ class RemotePlaces:
     def _remove(self, folder: Folder) -> None:
         with suppress(FileNotFoundError):
             _fresh(self.path).rm(str(folder.path), recursive=True)
+
+
+def _one_url(url: str) -> str:
+    if "::" in url:
+        raise ValueError(f"{shown(url)}: chained URLs ('::') are not supported")
+    return url
 
 
 def _fresh(url: str) -> Any:

@@ -73,6 +73,7 @@ def test_reloaded_schedule_is_the_trainers(config: ScheduleConfig, tmp_path: Pat
         "num_inference_steps": 7,
         "spacing": "tau",
         "guidance_scale": 3.0,
+        "few_step": None,
     }
 
 

@@ -69,7 +69,7 @@ def _copied(processes: int) -> tuple[int, float]:
     model = DistributedDataParallel(network)
     buckets: list[int] = []
 
-    def note(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+    def note(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         buckets.append(bucket.buffer().nbytes)
         future: torch.futures.Future[Tensor] = torch.futures.Future()
         future.set_result(bucket.buffer())

@@ -179,4 +179,5 @@ def test_a_real_step_takes_as_much_from_the_allocator(config: RunConfig) -> None
     weights = [parameter.nbytes for parameter in network.parameters()]
     optimiser = 2 * sum(weights) + 4 * len(weights)  # each has its step count
     kept = (1 + len(config.ema.lengths)) * sum(weights) + optimiser + images.nbytes
-    assert sum(planned.values()) == pytest.approx(kept + peak, rel=0.02)
+    step_alone = sum(planned.values()) - planned["checkpoint"]  # none is written here
+    assert step_alone == pytest.approx(kept + peak, rel=0.02)

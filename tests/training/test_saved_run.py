@@ -54,10 +54,12 @@ def tree(folder: Path) -> dict[str, bytes]:
 def rewrite_state(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Edit the newest checkpoint's state, and save it as `CheckpointStore` would."""
     newest = find_checkpoint(run / "checkpoints")
-    groups = {path.stem: newest.tensors(path.stem) for path in newest.path.glob("*.safetensors")}
+    groups = {name: newest.tensors(name) for name in newest.groups()}
     state = dict(newest.state)
     change(state)
-    CheckpointStore(run / "checkpoints", keep=9).save(int(newest.path.name), groups, state)
+    store = CheckpointStore(run / "checkpoints", keep=9)
+    store.save(int(newest.path.name), groups, state)
+    store.wait()
 
 
 class TestOpenRun:
@@ -138,7 +140,7 @@ class TestFindCheckpoint:
     def test_a_damaged_one_is_passed_over_and_left(
         self, run: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        (run / "checkpoints" / f"{16:012d}" / "model.safetensors").write_bytes(b"short")
+        (run / "checkpoints" / f"{16:012d}" / "rank-00000.safetensors").write_bytes(b"short")
         before = tree(run)
         with caplog.at_level(logging.WARNING):
             assert find_checkpoint(run / "checkpoints").path.name == f"{8:012d}"
