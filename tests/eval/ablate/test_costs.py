@@ -74,7 +74,7 @@ def test_a_budget_of_time_promises_no_images() -> None:
     ("config", "measure", "message"),
     [
         (replace(CONFIG, model=replace(CONFIG.model, patch_size=5)), {}, "5"),
-        (CONFIG, {"sampler": "rk4"}, "measure.sampler must be one of ddpm"),
+        (CONFIG, {"sampler": "rk4"}, "is not one of ddpm"),
         (
             replace(CONFIG, objective=replace(CONFIG.objective, multiscale_from=3)),
             {},
