@@ -11,12 +11,21 @@ from torch import Tensor
 from simple_diffusion.diffusion.guidance import Network
 from simple_diffusion.diffusion.logsnr import alpha_sigma, match_dims
 from simple_diffusion.diffusion.multiscale import multiscale_loss
-from simple_diffusion.diffusion.objectives import Batch, Denoising, FewStep
+from simple_diffusion.diffusion.objectives import (
+    Batch,
+    ContinuousConsistency,
+    Denoising,
+    DiscreteConsistency,
+    FewStep,
+    MeanFlow,
+    Shortcut,
+)
 from simple_diffusion.diffusion.objectives.few_step import Targets, clipped
 from simple_diffusion.diffusion.prediction import PREDICTIONS, Prediction
 from simple_diffusion.diffusion.schedules import Cosine, Interpolated, Schedule, Shifted
 from simple_diffusion.diffusion.step_grid import StepGrid
 from simple_diffusion.diffusion.weighting import Sigmoid
+from simple_diffusion.models.uvit import UViT
 
 COUNT, SIDE = 8, 8
 SCHEDULE = Interpolated(Cosine(), 64, 32, 64)
@@ -167,3 +176,35 @@ def test_clipping_moves_the_image_and_nothing_else() -> None:
 def test_values_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         objective(**options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [Shortcut, DiscreteConsistency, ContinuousConsistency, MeanFlow])
+def test_on_a_gpu_as_on_a_cpu_and_without_waiting(kind: type[FewStep]) -> None:
+    torch.manual_seed(0)
+    network = UViT(
+        image_size=SIDE,
+        patch_size=2,
+        channels=[16],
+        blocks=[],
+        depth=1,
+        head_dim=16,
+        condition_width=16,
+        step_condition=True,
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    few_step = kind(Denoising(SCHEDULE), StepGrid(SCHEDULE, "tau", 128))
+    made = make_batch()
+    batch = Batch(made.x0.float(), made.eps.float(), made.t.float(), None, made.pick, made.place)
+    expected = few_step(network, batch, network).loss
+    network.cuda()
+    there = Batch(batch.x0.cuda(), batch.eps.cuda(), batch.t.cuda(), None, batch.pick, batch.place)
+    few_step(network, there, network)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = few_step(network, there, network).loss
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(loss.cpu(), expected, rtol=2e-3, atol=2e-3)
