@@ -89,7 +89,7 @@ def train(arm: Arm, images: int, given: argparse.Namespace) -> None:
 def score(arm: Arm, steps: int, given: argparse.Namespace) -> dict[str, float]:
     """KID and FD of an arm's samples, with their floors."""
     folder = given.out / arm.name
-    record = folder / f"evaluation-{steps}.json"
+    record = folder / f"evaluation-{steps}-{given.num}-{given.seed}.json"
     if not record.exists():
         run(
             "evaluate",
@@ -113,7 +113,7 @@ def score(arm: Arm, steps: int, given: argparse.Namespace) -> dict[str, float]:
 
 def draw(arm: Arm, steps: int, given: argparse.Namespace) -> Image.Image:
     """A row of samples, the same seeds and classes for all arms and steps."""
-    path = given.out / arm.name / f"row-{steps}.png"
+    path = given.out / arm.name / f"row-{steps}-{given.seed}.png"
     if not path.exists():
         options = ["--sampler", arm.sampler, f"--steps={steps}", "--spacing=t", "--guidance=1"]
         options += [f"--num={ROW}", f"--columns={ROW}", f"--seed={given.seed}", f"--out={path}"]
@@ -190,6 +190,8 @@ def main() -> None:
     arms = ARMS_64 if given.size == 64 else ARMS_128
     arms = tuple(arm for arm in arms if not given.arms or arm.name in given.arms)
     cost = {name: float(ratio) for name, _, ratio in (c.partition("=") for c in given.cost)}
+    if unknown := (cost.keys() | set(given.arms or ())) - {arm.name for arm in ARMS_64}:
+        parser.error(f"no such arms: {', '.join(sorted(unknown))}")
     steps = {arm.name: given.minutes * 60 / given.step / cost.get(arm.name, 1.0) for arm in arms}
     images = {name: 16 * int(count) for name, count in steps.items()}
 
