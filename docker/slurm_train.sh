@@ -53,9 +53,10 @@ srun --kill-on-bad-exit=0 --wait=60 bash -c '
 if [ "$code" -eq 130 ] || { [ "$code" -ne 75 ] && [ "$code" -le 128 ]; }; then exit "$code"; fi
 
 # A job that ends within its grace time counts as finished, so it requeues itself: unless it was
-# cancelled, or Slurm requeues it already. In both cases it is not running any more.
+# cancelled, or Slurm requeues it already. In both cases it is not running any more. A job that
+# was sent a signal moments ago is: its state reads SIGNALING until every node has confirmed.
 job=$(scontrol show job --oneliner "$SLURM_JOB_ID")
-[[ $job == *" JobState=RUNNING "* ]] || exit "$code"
+[[ $job =~ " JobState="(RUNNING|SIGNALING)" " ]] || exit "$code"
 
 # Slurm may ask for the end any number of times; what crashes again and again must stop some time.
 now=$(date +%s) why="an end that nobody asked for"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "docker" / "slurm_train.sh"
+UNFINISHED = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED")
 
 
 class TrainingJob:
@@ -57,7 +58,7 @@ class TrainingJob:
 
     def ended(self) -> bool:
         """Whether it has, for good."""
-        return self.facts().get("JobState") not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+        return self.facts().get("JobState") not in UNFINISHED
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Until the end; returns the last facts.

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -44,23 +45,48 @@ class TestSlurmScript:
     @pytest.mark.parametrize(("tasks", "refused"), [("1", True), ("8", False)])
     def test_each_gpu_has_a_task(self, tmp_path: Path, tasks: str, refused: bool) -> None:
         """With an srun that only says what it was told to start, and with what."""
-        srun = tmp_path / "srun"
-        srun.write_text('#!/bin/sh\necho "srun $@, port $MASTER_PORT"\n')
-        srun.chmod(0o755)
-        gpus = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": tasks}
-        ended = subprocess.run(
-            ["bash", str(self.SCRIPT), "some.yaml", "--seed=1"],
-            env={**os.environ, **gpus, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        gpus = {"SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": tasks}
+        ended = self.run(tmp_path, srun='echo "srun $@, port $MASTER_PORT"', variables=gpus)
         if refused:
             assert (ended.returncode, ended.stdout) == (2, "")
             assert "sbatch --ntasks-per-node=8" in ended.stderr
         else:
             assert ended.returncode == 0, ended.stderr
             assert "-m simple_diffusion train some.yaml --seed=1, port 1" in ended.stdout
+
+    @pytest.mark.parametrize(
+        ("state", "requeued"),
+        [("RUNNING", True), ("SIGNALING", True), ("COMPLETING", False), ("REQUEUED", False)],
+    )
+    def test_requeues_itself_while_it_runs(
+        self, tmp_path: Path, state: str, requeued: bool
+    ) -> None:
+        """SIGNALING lasts a moment after a warning; a fast task ends within it."""
+        facts = f"JobId=7 JobState={state} Reason=None PreemptTime=2026-01-01T00:00:00 "
+        scontrol = f'case $1 in show) echo "{facts}" ;; requeue) echo "again: $2" ;; esac'
+        ended = self.run(tmp_path, srun="exit 75", scontrol=scontrol)
+        if requeued:
+            assert ended.returncode == 0, ended.stderr
+            assert ended.stdout == "requeue after preemption (exit code 75)\nagain: 7\n"
+        else:
+            assert (ended.returncode, ended.stdout) == (75, "")
+
+    def run(
+        self, folder: Path, variables: Mapping[str, str] | None = None, **programs: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """The script in job 7, with programs of Slurm that are a line of shell each."""
+        for name, line in programs.items():
+            (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+            (folder / name).chmod(0o755)
+        path = f"{folder}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", str(self.SCRIPT), "some.yaml", "--seed=1"],
+            env={**os.environ, **(variables or {}), "SLURM_JOB_ID": "7", "PATH": path},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
