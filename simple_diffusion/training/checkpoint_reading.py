@@ -206,16 +206,13 @@ def damage(folder: Folder, files: Mapping[str, Mapping[str, Any]]) -> str | None
     return None
 
 
-def open_verified(
-    folder: Folder,
-    files: Mapping[str, Mapping[str, Any]],
-    process_group: dist.ProcessGroup | None = None,
-) -> Checkpoint:
+def open_verified(folder: Folder) -> Checkpoint:
     """Open a folder whose files were found whole.
 
     Raises:
-        CheckpointError: a newer version wrote it.
+        CheckpointError: it is no complete checkpoint, or a newer version wrote it.
     """
+    files = read_marker(folder)
     state = read_json(folder, STATE, MAX_JSON_BYTES)
     version = state.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
@@ -223,7 +220,7 @@ def open_verified(
             f"{folder.path}: written by a newer simple_diffusion (checkpoint format {version}; "
             f"this one reads {FORMAT_VERSION}); upgrade simple_diffusion"
         )
-    return Checkpoint(folder, state, files, process_group)
+    return Checkpoint(folder, state, files)
 
 
 def _form(shape: Iterable[int], dtype: torch.dtype) -> str:

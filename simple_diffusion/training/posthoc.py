@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from simple_diffusion.config import RunConfig
 from simple_diffusion.training.checkpoint_places import places_of
-from simple_diffusion.training.checkpoint_reading import damage, open_verified, read_marker
+from simple_diffusion.training.checkpoint_reading import damage, open_verified
 from simple_diffusion.training.ema import ema_name, power_exponent
 from simple_diffusion.training.run_folder import RunError, snapshot_root
 from simple_diffusion.training.state import Checkpoint, CheckpointError
@@ -149,7 +149,7 @@ def list_snapshots(config: RunConfig) -> list[Snapshot]:
     root = snapshot_root(config)
     found = []
     for place in places_of(root).listed():
-        checkpoint = open_verified(place.folder, read_marker(place.folder))
+        checkpoint = open_verified(place.folder)
         seen, updated = (checkpoint.state.get(key) for key in ("images_seen", "ema_updated_at"))
         if not isinstance(seen, int) or not isinstance(updated, int):
             raise CheckpointError(f"{checkpoint.path}: not a snapshot (when was it taken?)")

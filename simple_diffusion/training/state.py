@@ -22,13 +22,16 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from simple_diffusion.training.checkpoint_dcp import STATE, ShardWriter, write_together
+from simple_diffusion.training.checkpoint_finding import (
+    find_checkpoint,
+    open_checkpoint,
+    readable,
+)
 from simple_diffusion.training.checkpoint_optimizer import load_optimizer, optimizer_tensors
 from simple_diffusion.training.checkpoint_places import (
     MARKER,
     CheckpointError,
-    Folder,
     Place,
-    folder_of,
     places_of,
 )
 from simple_diffusion.training.checkpoint_reading import (
@@ -185,7 +188,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: the place cannot be read.
         """
-        with _readable(self.root):
+        with readable(self.root):
             return bool(self._places.listed())
 
     def newest(self) -> Checkpoint | None:
@@ -202,7 +205,7 @@ class CheckpointStore:
         for place in reversed(places):
             why = self._damage(place)
             if why is None:
-                found = self._from_first(partial(_open, place.folder))
+                found = self._from_first(partial(open_verified, place.folder))
                 return Checkpoint(found.folder, found.state, found.files, self.group)
             aside = self._from_first(partial(self._places.set_aside, place))
             if self._rank == 0:
@@ -281,7 +284,7 @@ class CheckpointStore:
         return f"the newest complete one is {places[-1].folder.path}"
 
     def _candidates(self) -> list[Place]:
-        with _readable(self.root):
+        with readable(self.root):
             self._places.restore()
             return self._places.listed()
 
@@ -353,77 +356,3 @@ class CheckpointStore:
             first.setdefault(place.images_seen // self.milestone_images, place.images_seen)
         first.pop(0, None)
         return set(first.values())
-
-
-def find_checkpoint(root: str | Path, images_seen: int | None = None) -> Checkpoint:
-    """A checkpoint to read from; nothing is changed, so training may go on meanwhile.
-
-    Args:
-        root: the folder of checkpoints, or its URL.
-        images_seen: which one; None for the newest that is whole. Newer, damaged ones are reported.
-
-    Raises:
-        CheckpointError: there is none, not this one, or it is damaged.
-        ValueError: the URL's protocol is not known, or needs an extra.
-    """
-    places = places_of(root)
-    with _readable(root):
-        candidates = places.listed()
-    if not candidates:
-        raise CheckpointError(f"{root}: no checkpoint there yet; train the run first")
-    if images_seen is not None:
-        wanted = [place for place in candidates if place.images_seen == images_seen]
-        if not wanted:
-            there = ", ".join(str(place.images_seen) for place in candidates)
-            raise CheckpointError(
-                f"{root}: no checkpoint at image {images_seen}; there are {there}"
-            )
-        return _open_whole(wanted[-1].folder)
-    for place in reversed(candidates):
-        why = _damage_alone(place.folder)
-        if why is None:
-            return _open(place.folder)
-        logger.warning("CHECKPOINT DAMAGED: %s; trying the one before", why)
-    raise CheckpointError(f"{root}: every checkpoint is damaged; restore one from a copy")
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint folder, or one at a URL.
-
-    Raises:
-        CheckpointError: it is no complete checkpoint, or a newer version wrote it.
-        ValueError: the URL's protocol is not known, or needs an extra.
-    """
-    return _open_whole(folder_of(path))
-
-
-def _open_whole(folder: Folder) -> Checkpoint:
-    why = _damage_alone(folder)
-    if why is not None:
-        raise CheckpointError(why)
-    return _open(folder)
-
-
-def _open(folder: Folder) -> Checkpoint:
-    return open_verified(folder, read_marker(folder))
-
-
-def _damage_alone(folder: Folder) -> str | None:
-    try:
-        return damage(folder, read_marker(folder))
-    except (CheckpointError, OSError) as error:
-        return str(error)
-
-
-class _readable:  # noqa: N801 - used as a statement
-    """Turns a place that cannot be listed into an error with its name."""
-
-    def __init__(self, root: Path | str) -> None:
-        self._root = root
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{self._root}: cannot be read: {error}") from None

@@ -1,7 +1,6 @@
 """Runs opened for reading: the right weights, nothing changed, and what cannot be read."""
 
 import json
-import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -18,8 +17,6 @@ from simple_diffusion.training.grids import class_labels, grid_labels
 from simple_diffusion.training.run_folder import RunError
 from simple_diffusion.training.saved_run import open_run
 from simple_diffusion.training.state import (
-    MARKER,
-    STATE,
     CheckpointError,
     CheckpointStore,
     find_checkpoint,
@@ -134,29 +131,6 @@ class TestOpenRun:
         rewrite_state(run, change)
         with pytest.raises(CheckpointError, match="000000000016"):
             open_run(run)
-
-
-class TestFindCheckpoint:
-    def test_a_damaged_one_is_passed_over_and_left(
-        self, run: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        (run / "checkpoints" / f"{16:012d}" / "rank-00000.safetensors").write_bytes(b"short")
-        before = tree(run)
-        with caplog.at_level(logging.WARNING):
-            assert find_checkpoint(run / "checkpoints").path.name == f"{8:012d}"
-        assert "CHECKPOINT DAMAGED" in caplog.text
-        assert tree(run) == before
-
-    def test_a_damaged_one_that_was_asked_for(self, run: Path) -> None:
-        (run / "checkpoints" / f"{16:012d}" / STATE).unlink()
-        with pytest.raises(CheckpointError, match="missing"):
-            find_checkpoint(run / "checkpoints", 16)
-
-    def test_all_damaged(self, run: Path) -> None:
-        for marker in (run / "checkpoints").glob(f"*/{MARKER}"):
-            marker.write_text("{")
-        with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
-            find_checkpoint(run / "checkpoints")
 
 
 class TestDataFacts:
