@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from simple_diffusion.config import RunConfig, build_network, build_objective
@@ -68,6 +69,32 @@ def count_step(config: RunConfig, recompute: Sequence[int]) -> int:
     with torch.device("meta"), FlopCounterMode(display=False) as step:
         objective(network, batch, teacher).loss.sum().backward()
     return step.get_total_flops() // count
+
+
+def count_teacher_calls(config: RunConfig) -> int:
+    """How often a few-step objective calls its teacher for a micro-batch; 0 for denoising.
+
+    As where the teacher's weights are cut up between processes: each calls it as often as others.
+    """
+    network = meta_network(config)
+    teacher = _Counted(meta_network(config).requires_grad_(False))
+    with torch.device("meta"), torch.no_grad():
+        build_objective(config)(network, _batch(config, network, SEVERAL), teacher)
+    return teacher.calls
+
+
+class _Counted:
+    """A teacher that counts its calls."""
+
+    collective = True
+
+    def __init__(self, network: UViT) -> None:
+        self.network, self.calls = network, 0
+
+    def __call__(self, z: Tensor, logsnr: Tensor, *conditions: Tensor | None) -> Tensor:
+        self.calls += 1
+        prediction: Tensor = self.network(z, logsnr, *conditions)
+        return prediction
 
 
 def even_choices(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -57,13 +57,16 @@ class NetworkSizes:
     Attributes:
         blocks: of each of the blocks, which are gathered one by one.
         rest: outside the blocks; they stay gathered through a micro-batch.
+        teacher_calls: of a few-step objective's teacher in a micro-batch. Where weights are cut up,
+            the teacher has pieces of its own.
     """
 
     blocks: tuple[Shapes, ...]
     rest: Shapes
+    teacher_calls: int = 0
 
     @classmethod
-    def of(cls, network: UViT) -> "NetworkSizes":
+    def of(cls, network: UViT, teacher_calls: int = 0) -> "NetworkSizes":
         """Measure a network, which may be without content."""
         blocks = [
             list(block.parameters())
@@ -74,6 +77,7 @@ class NetworkSizes:
         return cls(
             tuple(tuple(parameter.shape for parameter in block) for block in blocks),
             tuple(p.shape for p in network.parameters() if id(p) not in inside),
+            teacher_calls,
         )
 
     @property
@@ -89,20 +93,27 @@ class NetworkSizes:
         """Parameters that one device sends on its way round the ring in a micro-batch.
 
         The blocks go round three times: gathered for the forward pass, again for the backward
-        pass, and their gradients scattered; the rest twice, since it stays gathered between.
+        pass, and their gradients scattered; the rest twice, since it stays gathered between. Those
+        of a teacher go round once a call.
         """
         blocks = sum(_piece(block, shards) for block in self.blocks)
-        return (shards - 1) * (3 * blocks + 2 * _piece(self.rest, shards))
+        rounds = 3 + self.teacher_calls
+        return (shards - 1) * (rounds * blocks + 2 * _piece(self.rest, shards))
+
+    def sent_once(self, shards: int) -> int:
+        """Parameters that one device sends once a step: a teacher's rest, which stays gathered."""
+        return (shards - 1) * _piece(self.rest, shards) if self.teacher_calls else 0
 
     def gathered(self, shards: int) -> int:
         """Parameters and gradients that a device holds whole for a moment in training.
 
         Gradients of the rest wait whole for the end of the backward pass, when no block's are left.
+        A teacher has done its work by then, but its rest stays.
         """
         block = shards * max((_piece(block, shards) for block in self.blocks), default=0)
         rest = shards * _piece(self.rest, shards)
         gradients = max(rest + WHOLE_GRADIENTS * block, WHOLE_GRADIENTS * rest)
-        return rest + GATHERED_BLOCKS * block + gradients
+        return (1 + bool(self.teacher_calls)) * rest + GATHERED_BLOCKS * block + gradients
 
 
 def _piece(shapes: Shapes, shards: int) -> int:
@@ -157,7 +168,7 @@ def training_parts(
         accumulates: whether a step has several micro-batches: the later ones find gradients.
     """
     kept = _kept(layout, sizes, averages)
-    piece = kept["weights"]
+    piece = FLOAT32 * sizes.piece(layout.shards)
     constant = accumulates or _in_buckets(layout)
     share = 0.0 if constant else piece / (FLOAT32 * sizes.parameters)
     gradients, batch, activations = moments.largest(share)
@@ -186,8 +197,9 @@ def _in_buckets(layout: Layout) -> bool:
 
 def _kept(layout: Layout, sizes: NetworkSizes, averages: int) -> LayoutParts:
     piece = FLOAT32 * sizes.piece(layout.shards)
+    teacher = piece if sizes.teacher_calls and layout.strategy == "fsdp2" else 0
     return {
-        "weights": piece,
+        "weights": piece + teacher,
         "gradients": piece if _in_buckets(layout) else 0,
         "optimiser": 2 * piece,
         "averages": averages * piece,

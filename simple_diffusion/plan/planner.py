@@ -8,7 +8,13 @@ from dataclasses import replace
 from simple_diffusion.config import RunConfig
 from simple_diffusion.devices import DEVICES, Device, find_device
 from simple_diffusion.plan.cluster import MARGIN, ClusterPlan, LayoutPlan, Terms
-from simple_diffusion.plan.counts import count_flops, count_parameters, count_step, meta_network
+from simple_diffusion.plan.counts import (
+    count_flops,
+    count_parameters,
+    count_step,
+    count_teacher_calls,
+    meta_network,
+)
 from simple_diffusion.plan.layouts import (
     FLOAT32,
     Layout,
@@ -82,7 +88,8 @@ def make_cluster_plan(
     if own_only:
         ways = [way for way in ways if way.chosen]
     forward, step = count_flops(config)
-    planner = _Planner(config, count, device, terms, NetworkSizes.of(network), peak, step)
+    sizes = NetworkSizes.of(network, count_teacher_calls(config))
+    planner = _Planner(config, count, device, terms, sizes, peak, step)
     return ClusterPlan(
         name=config.run_dir,
         device=device,

@@ -44,8 +44,9 @@ def traffic(layout: Layout, sizes: NetworkSizes, wires: Wires, micro_batches: in
     ddp all-reduces the gradients once. fsdp2 gathers the blocks' weights for the forward and again
     for the backward pass (the others once) and reduce-scatters all gradients, in each micro-batch;
     with several copies of the weights, the pieces of the gradients are then all-reduced between
-    these. All of it is float32, under autocast too. Sending in a node and out of it at once is not
-    counted on: the times are added. Norms, counts and losses are left out.
+    these. A few-step objective's teacher is gathered for each of its calls (what is outside the
+    blocks once a step). All of it is float32, under autocast too. Sending in a node and out of it
+    at once is not counted on: the times are added. Norms, counts and losses are left out.
 
     Args:
         layout: how the weights are shared.
@@ -55,18 +56,19 @@ def traffic(layout: Layout, sizes: NetworkSizes, wires: Wires, micro_batches: in
     """
     shards, copies = layout.shards, layout.devices // layout.shards
     inside = FLOAT32 * sizes.sent(shards)
+    once = FLOAT32 * sizes.sent_once(shards)
     between = 2 * (copies - 1) / copies * FLOAT32 * sizes.piece(shards)
     if layout.strategy == "ddp":
         micro_batches = 1
     # Devices next to each other share a copy, so that those with the same piece are `shards` apart:
     # so many of a node's rings leave it.
     rings = min(shards, wires.per_node)
-    sent = micro_batches * (inside + between)
+    inside, between = micro_batches * inside + once, micro_batches * between
     seconds = _seconds(wires, inside, 1, leaves=shards > wires.per_node)
     seconds_between = _seconds(wires, between, rings, leaves=layout.devices > wires.per_node)
     if seconds is None or seconds_between is None:
-        return Traffic(sent, None)
-    return Traffic(sent, micro_batches * (seconds + seconds_between))
+        return Traffic(inside + between, None)
+    return Traffic(inside + between, seconds + seconds_between)
 
 
 def _seconds(wires: Wires, sent: float, rings: int, *, leaves: bool) -> float | None:

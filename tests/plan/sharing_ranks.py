@@ -17,6 +17,7 @@ from simple_diffusion.training.parallel import shard_network
 from tests.plan.configs import CONV
 
 MICRO_BATCHES = 2
+TEACHER_CALLS = 3
 
 
 class Spy(TorchDispatchMode):
@@ -44,24 +45,36 @@ def shared(rank: int, group: dist.ProcessGroup) -> dict[str, tuple[int, float]]:
     """For each way of sharing: parameters that this process keeps, and bytes it sends in a step."""
     found = {}
     processes = dist.get_world_size()
-    for name, shards, recompute in (
-        ("fsdp", processes, ()),
-        ("recompute", processes, (0, 1)),
-        ("hybrid", 2, ()),
+    for name, shards, recompute, taught in (
+        ("fsdp", processes, (), False),
+        ("recompute", processes, (0, 1), False),
+        ("hybrid", 2, (), False),
+        ("taught", processes, (), True),
     ):
-        network = build_network(CONV, 16)
-        network.recompute(recompute)
-        shape, names = (processes,), ("shard",)
-        if shards < processes:
-            shape, names = (processes // shards, shards), ("replicate", "shard")  # type: ignore[assignment]
-        shard_network(network, init_device_mesh("cpu", shape, mesh_dim_names=names))
-        kept = sum(parameter.to_local().numel() for parameter in network.parameters())  # type: ignore[attr-defined]
+        network = _cut_up(shards, processes, recompute)
+        teacher = _cut_up(shards, processes).eval().requires_grad_(False) if taught else None
+        kept = sum(
+            parameter.to_local().numel()  # type: ignore[attr-defined]
+            for one in (network, teacher)
+            if one is not None
+            for parameter in one.parameters()
+        )
         with Spy(processes // shards) as spy:
             for _ in range(MICRO_BATCHES):
-                _forward_backward(network)
+                _forward_backward(network, teacher)
         found[name] = (kept, spy.sent)
     found["ddp"] = _copied(processes)
     return found
+
+
+def _cut_up(shards: int, processes: int, recompute: tuple[int, ...] = ()) -> UViT:
+    network = build_network(CONV, 16)
+    network.recompute(recompute)
+    shape, names = (processes,), ("shard",)
+    if shards < processes:
+        shape, names = (processes // shards, shards), ("replicate", "shard")  # type: ignore[assignment]
+    shard_network(network, init_device_mesh("cpu", shape, mesh_dim_names=names))
+    return network
 
 
 def _copied(processes: int) -> tuple[int, float]:
@@ -83,8 +96,14 @@ def _copied(processes: int) -> tuple[int, float]:
     return sum(parameter.numel() for parameter in network.parameters()), sent
 
 
-def _forward_backward(model: UViT | Callable[..., Tensor]) -> None:
+def _forward_backward(
+    model: UViT | Callable[..., Tensor], teacher: Callable[..., Tensor] | None = None
+) -> None:
     images, labels = torch.randn(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64)
     with torch.autocast("cpu", torch.bfloat16):
+        if teacher is not None:
+            with torch.no_grad():
+                for _ in range(TEACHER_CALLS):
+                    teacher(images, torch.randn(2), labels)
         prediction = model(images, torch.randn(2), labels)
     prediction.float().square().sum().backward()

@@ -5,10 +5,14 @@ from dataclasses import replace
 import pytest
 
 from simple_diffusion.config import RunConfig
-from simple_diffusion.config_few_step import FewStepConfig, MeanFlowConfig, ShortcutConfig
+from simple_diffusion.config_few_step import (
+    FewStepConfig,
+    MeanFlowConfig,
+    ShortcutConfig,
+)
 from simple_diffusion.config_files import parse_config
 from simple_diffusion.plan import make_plan
-from simple_diffusion.plan.counts import count_flops
+from simple_diffusion.plan.counts import count_flops, count_teacher_calls
 
 PLAIN = parse_config(
     """
@@ -42,6 +46,19 @@ def test_flops_of_the_teachers_calls(few_step: ShortcutConfig, calls: float) -> 
     ours_forward, ours_step = count_flops(with_few_step(few_step))
     assert ours_forward == pytest.approx(forward, rel=0.02)  # the step's embedding
     assert ours_step == pytest.approx(step + calls * forward, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("few_step", "calls"),
+    [
+        (ShortcutConfig(), 2),  # the two halves
+        (ShortcutConfig(guidance=2.0), 4),  # each without a class too
+        (MeanFlowConfig(), 2),  # its own velocity, and the derivative along it
+    ],
+)
+def test_calls_of_the_teacher(few_step: FewStepConfig, calls: int) -> None:
+    assert count_teacher_calls(with_few_step(few_step)) == calls
+    assert count_teacher_calls(PLAIN) == 0
 
 
 def test_memory_of_objectives_that_differentiate_is_planned_without_derivatives() -> None:

@@ -81,6 +81,21 @@ def test_parts_of_a_training_step(
     assert parts == fixed | expected | {"gathered": gathered}
 
 
+@pytest.mark.parametrize(("layout", "pieces"), [(DDP, 0), (HYBRID, 1)])
+def test_a_teacher_has_pieces_of_its_own(layout: Layout, pieces: int) -> None:
+    taught = NetworkSizes(SIZES.blocks, SIZES.rest, teacher_calls=2)
+    for parts in (
+        lambda sizes: training_parts(layout, sizes, STEP, averages=3, accumulates=False),
+        lambda sizes: evaluation_parts(layout, sizes, STEP, averages=3),
+    ):
+        more = {name: size - parts(SIZES)[name] for name, size in parts(taught).items()}
+        assert more.pop("weights") == pieces * 4 * SIZES.piece(2)
+        assert more.pop("gathered") in (0, pieces * 4 * 100)  # in training, the rest
+        assert not any(more.values())
+    training = training_parts(layout, taught, STEP, averages=3, accumulates=False)
+    assert training["gathered"] == pieces * 4 * (2 * 100 + 2 * 606 + 100 + 2 * 606)
+
+
 def test_what_is_gathered_is_padded() -> None:
     block, rest = 4 * 202, 4 * 50
     assert SIZES.gathered(4) == rest + 2 * block + (rest + 2 * block)

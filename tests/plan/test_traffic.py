@@ -1,5 +1,7 @@
 """What devices keep and send: by hand, and as real processes do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from simple_diffusion.plan.counts import meta_network
 from simple_diffusion.plan.layouts import Layout, NetworkSizes
 from simple_diffusion.plan.traffic import Wires, traffic
 from tests.plan.configs import CONV, small_run
-from tests.plan.sharing_ranks import MICRO_BATCHES, shared
+from tests.plan.sharing_ranks import MICRO_BATCHES, TEACHER_CALLS, shared
 from tests.training.checkpoint_ranks import run_ranks
 
 GB = 10**9
@@ -47,6 +49,17 @@ def test_groups_reduce_within_and_then_between() -> None:
     assert found.seconds == pytest.approx(3 * (within / (100 * GB) + 4 * between / (10 * GB)))
 
 
+def test_a_teacher_is_gathered_for_each_call() -> None:
+    taught = NetworkSizes(SIZES.blocks, SIZES.rest, teacher_calls=2)
+    found = traffic(layout(4, 4), taught, WIRES, micro_batches=5)
+    more = 0.75 * (5 * 2 * BLOCKS_BYTES + REST_BYTES)
+    alone = traffic(layout(4, 4), SIZES, WIRES, micro_batches=5)
+    assert found.bytes == pytest.approx(alone.bytes + more)
+    assert found.seconds == pytest.approx(alone.seconds + more / (100 * GB))
+    copies = layout(4, 1)
+    assert traffic(copies, taught, WIRES, 5) == traffic(copies, SIZES, WIRES, 5)
+
+
 def test_one_device_sends_nothing() -> None:
     found = traffic(layout(1, 1), SIZES, WIRES, micro_batches=3)
     assert (found.bytes, found.seconds) == (0.0, 0.0)
@@ -67,11 +80,14 @@ def test_as_real_processes_do() -> None:
         "fsdp": layout(4, 4),
         "recompute": layout(4, 4),  # blocks that run again are not gathered again
         "hybrid": layout(4, 2),
+        "taught": layout(4, 4),
         "ddp": layout(4, 1),
     }.items():
         kept, sent = first[name]
-        assert kept == sizes.piece(way.shards), name
+        calls = TEACHER_CALLS if name == "taught" else 0
+        ours = replace(sizes, teacher_calls=calls)
+        assert kept == sizes.piece(way.shards) * (1 + bool(calls)), name
         assert all(other[name][0] <= kept for other in others)
-        assert sent == pytest.approx(traffic(way, sizes, WIRES, MICRO_BATCHES).bytes), name
+        assert sent == pytest.approx(traffic(way, ours, WIRES, MICRO_BATCHES).bytes), name
     # 5 classes and the null class on 4 devices: not all rows divide
     assert sizes.piece(4) * 4 > sizes.parameters
