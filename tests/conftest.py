@@ -11,8 +11,14 @@ import yaml
 from PIL import Image
 
 from data_pipelines.building.stream import Sample, write_shards
+from tests.processes import start_server
 
 CLASSES = ("circle", "square", "stripe")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any(item.get_closest_marker("integration") for item in session.items):
+        start_server()
 
 
 def tiny_image(index: int, size: int = 16) -> np.ndarray:

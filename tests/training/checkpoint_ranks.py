@@ -1,6 +1,5 @@
 """Several real processes that save and load together, over gloo, for the tests of checkpoints."""
 
-import multiprocessing as mp
 import os
 import signal
 import tempfile
@@ -18,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from simple_diffusion.training.state import CheckpointStore, TensorGroups, optimizer_tensors
+from tests.processes import forking
 
 START = 60.0  # seconds; on a machine where others work too
 LAYOUTS = {"ddp": None, "fsdp": ("shard",), "hybrid": ("replicate", "shard")}
@@ -29,8 +29,7 @@ def run_ranks(processes: int, work: Callable[..., Any], *arguments: Any) -> list
     Returns:
         What each returned; its exit code where it died; or the exception's text where it raised.
     """
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = forking()
     with tempfile.TemporaryDirectory() as folder:
         results = context.SimpleQueue()
         started = [
@@ -59,8 +58,7 @@ def run_ranks(processes: int, work: Callable[..., Any], *arguments: Any) -> list
 
 def run_alone(work: Callable[..., Any], *arguments: Any) -> int | None:
     """Call `work(*arguments)` in another process; its exit code."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = forking()
     process = context.Process(target=work, args=arguments, daemon=True)
     process.start()
     process.join(START)

@@ -1,6 +1,6 @@
 """The command line with a hand on the trainer: takes down what it does, and does it harm.
 
-``python -m tests.training.driven train CONFIG ...``; what to do is JSON in the variable DRIVEN:
+What `drive` is told to do:
 ``log``: a folder, for each step's sample positions, learning rate and whether anything changed;
 ``nan``: [rank, first image, last image] of steps whose first loss is not finite;
 ``kill``: [rank, image] before which a process gets SIGKILL;
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ from data_pipelines.dataset import Batch
 from simple_diffusion.cli.main import main
 from simple_diffusion.training import assemble as assembly
 from simple_diffusion.training.trainer import Trainer
-
-GIVEN: dict[str, Any] = json.loads(os.environ["DRIVEN"])
-RANK = int(os.environ.get("RANK", "0"))
+from tests.processes import print_to
 
 
 def digest(trainer: Trainer) -> str:
@@ -42,7 +40,7 @@ def digest(trainer: Trainer) -> str:
     return found.hexdigest()
 
 
-def watch_steps(trainer: Trainer, log: Path) -> None:
+def watch_steps(trainer: Trainer, log: Path, rank: int) -> None:
     step = trainer.stepper.step
     log.mkdir(exist_ok=True)
 
@@ -57,7 +55,7 @@ def watch_steps(trainer: Trainer, log: Path) -> None:
             "changed": digest(trainer) != before,
             "gradients": any(p.grad is not None for p in trainer.state.network.parameters()),
         }
-        with (log / f"{RANK}.jsonl").open("a") as file:
+        with (log / f"{rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         return result
 
@@ -101,12 +99,13 @@ def term_in(trainer: Trainer, phase: str) -> None:
     object.__setattr__(trainer.evaluator, phase, interrupted)
 
 
-def driven_assemble(config: Any) -> Trainer:
-    trainer = original(config)
-    if "log" in GIVEN:
-        watch_steps(trainer, Path(GIVEN["log"]))
-    for what, value in GIVEN.items():
-        if what == "log" or value[0] != RANK:
+def take_in_hand(trainer: Trainer, given: Mapping[str, Any], rank: int) -> None:
+    # drawing the report takes longer than a run of a few images
+    object.__setattr__(trainer.evaluator, "_report", lambda: None)
+    if "log" in given:
+        watch_steps(trainer, Path(given["log"]), rank)
+    for what, value in given.items():
+        if what == "log" or value[0] != rank:
             continue
         if what == "nan":
             spoil_losses(trainer, *value[1:])
@@ -118,10 +117,29 @@ def driven_assemble(config: Any) -> Trainer:
                 "hang": lambda: time.sleep(1000),
             }
             harm_before(trainer, value[1], harms[what])
-    return trainer
 
 
-if __name__ == "__main__":
+def drive(
+    words: list[str], environment: Mapping[str, str], output: Path, given: Mapping[str, Any]
+) -> None:
+    """`simple-diffusion WORDS` in this process, which is forked: nothing here is undone.
+
+    Args:
+        words: of the command line.
+        environment: variables; among them RANK, where there are several processes.
+        output: a file for what it prints.
+        given: what to do with the trainer.
+    """
+    print_to(output)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    rank = int(environment.get("RANK", "0"))
     original = assembly.assemble
-    assembly.assemble = driven_assemble
-    sys.exit(main(sys.argv[1:]))
+
+    def assemble(config: Any) -> Trainer:
+        trainer = original(config)
+        take_in_hand(trainer, given, rank)
+        return trainer
+
+    assembly.assemble = assemble
+    sys.exit(main(words))

@@ -40,7 +40,7 @@ def test_as_from_the_folder(
 ) -> None:
     config = tiny_config(data={"workers": workers}, validation={"wiener_images": 0})
     local = train(config, f"--run_dir={tmp_path / 'local'}", processes=processes)
-    assert local.returncode == 0, local.stderr
+    assert local.code == 0, local.output
     with HostileServer(tiny_shards) as server:
         first = Manifest.load(tiny_shards).shards[0].path
         server.once[f"/{first}"] = [Fault(status=503), Fault(cut_after=5000)]
@@ -50,7 +50,7 @@ def test_as_from_the_folder(
             *remote(server, tiny_shards, tmp_path / "cache"),
             processes=processes,
         )
-        assert run.returncode == 0, run.stderr
+        assert run.code == 0, run.output
         # Three epochs, two ranks: every shard came over the line once.
         assert server.sent() <= 1.05 * set_bytes(tiny_shards)
     assert metrics(tmp_path / "local") == metrics(tmp_path / "remote")

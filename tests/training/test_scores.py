@@ -27,6 +27,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("drawn_reports")
 def test_scores_are_those_of_evaluate(tiny_config: Callable[..., Path], cache: Path) -> None:
     from eval.evaluate.comparison import Reference
     from eval.evaluate.runs import evaluate_run
@@ -66,7 +67,7 @@ def test_two_processes_score_alike(tiny_config: Callable[..., Path], cache: Path
             scores=SCORES, train={"total_images": 8}, run_dir=str(cache / str(processes))
         )
         done = runs.train(path, processes=processes)
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.output
         found.append(scored(cache / str(processes))[0])
     one, two = found
     assert json.dumps(one["scores"]) == json.dumps(two["scores"])

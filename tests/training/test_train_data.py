@@ -259,8 +259,8 @@ class TestTrouble:
             file.truncate(manifest.shards[-1].bytes)
         config = tiny_config(data={"path": str(root), "max_bad_fraction": 0.01})
         run = train(config, "--train.total_images=400", processes=2)
-        assert run.returncode != 0
-        assert manifest.shards[-1].path in run.stderr + run.stdout
+        assert run.code != 0
+        assert manifest.shards[-1].path in run.output
         saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
         assert saved
-        assert f"saved at image {int(max(saved))}" in run.stderr + run.stdout
+        assert f"saved at image {int(max(saved))}" in run.output

@@ -22,7 +22,7 @@ from simple_diffusion.training.run_folder import RunError
 from simple_diffusion.training.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 from simple_diffusion.training.state import CheckpointError
 from simple_diffusion.training.trainer import Trainer
-from tests.training.runs import ENVIRONMENT, command, last_tensors, metrics, train
+from tests.training.runs import ENVIRONMENT, Started, command, last_tensors, metrics, train
 
 pytestmark = pytest.mark.integration
 WriteConfig = Callable[..., Path]
@@ -78,36 +78,28 @@ class TestResume:
         config = tiny_config(checkpoint={"every_images": 16}, model={"dropout": 0.1})
         unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
         begun = time.monotonic()
-        assert train(config, f"--run_dir={unbroken}").returncode == 0
+        assert train(config, f"--run_dir={unbroken}").code == 0
         length = time.monotonic() - begun
         moments = random.Random(0)
         for _ in range(KILLS):
-            process = subprocess.Popen(
-                command(config, f"--run_dir={broken}"),
-                env=ENVIRONMENT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            self._kill_within(process, broken, moments, length)
+            started = Started(config, f"--run_dir={broken}")
+            self._kill_within(started, broken, moments, length)
         finished = train(config, f"--run_dir={broken}")
-        assert finished.returncode == 0, finished.stderr
+        assert finished.code == 0, finished.output
         assert_same(unbroken, broken)
 
     @staticmethod
-    def _kill_within(
-        process: subprocess.Popen[bytes], run: Path, moments: random.Random, length: float
-    ) -> None:
+    def _kill_within(started: Started, run: Path, moments: random.Random, length: float) -> None:
         """Wait for training to be under way, then kill at a moment within a few steps and saves."""
         before = (run / "metrics.jsonl").stat().st_mtime if run.is_dir() else 0.0
         deadline = time.monotonic() + 10 * length
-        while process.poll() is None and time.monotonic() < deadline:
+        while started.processes[0].is_alive() and time.monotonic() < deadline:
             lines = run / "metrics.jsonl"
             if lines.exists() and lines.stat().st_mtime > before:
                 break
             time.sleep(0.01)
         time.sleep(moments.uniform(0.0, 0.25))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        started.kill()
 
     @pytest.mark.parametrize(
         ("number", "code"),
@@ -275,9 +267,9 @@ class TestSplitting:
     def test_two_processes_equal_one(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
         config = tiny_config(train={"total_images": 400}, checkpoint={"every_images": 400})
         one, two = tmp_path / "one", tmp_path / "two"
-        assert train(config, f"--run_dir={one}").returncode == 0
+        assert train(config, f"--run_dir={one}").code == 0
         result = train(config, f"--run_dir={two}", processes=2)
-        assert result.returncode == 0, result.stderr
+        assert result.code == 0, result.output
         ours = [line for line in metrics(one) if line["kind"] == "train"]
         theirs = [line for line in metrics(two) if line["kind"] == "train"]
         assert len(ours) == len(theirs) == 17
@@ -296,14 +288,14 @@ class TestSplitting:
         """Stopped in the middle of a log window, where the main process alone knows the sums."""
         config = tiny_config(checkpoint={"every_images": 40}, train={"total_images": 120})
         one, both = tmp_path / "one", tmp_path / "both"
-        assert train(config, f"--run_dir={one}").returncode == 0
+        assert train(config, f"--run_dir={one}").code == 0
         trainer = assemble(load_config(config, [f"--run_dir={both}"]))
         stop_while_drawing(trainer)
         assert trainer.run().received == signal.SIGTERM
         assert trainer.images_seen == 80
         result = train(config, f"--run_dir={both}", processes=2)
-        assert result.returncode == 0, result.stderr
-        assert "processes: 1 -> 2" in result.stderr + result.stdout
+        assert result.code == 0, result.output
+        assert "processes: 1 -> 2" in result.output
         ours, theirs = (
             [line for line in metrics(run) if line["kind"] != "run"] for run in (one, both)
         )
@@ -341,6 +333,6 @@ class TestSplitting:
 
     def test_batch_must_divide(self, tiny_config: WriteConfig) -> None:
         result = train(tiny_config(train={"batch_size": 7}), processes=2)
-        assert result.returncode != 0
-        assert "train.batch_size 7 is not divisible by the 2 processes" in result.stderr
-        assert "Traceback" not in result.stderr.split("Root Cause")[0].split("error:")[0]
+        assert result.code != 0
+        assert "train.batch_size 7 is not divisible by the 2 processes" in result.output
+        assert "Traceback" not in result.output

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from simple_diffusion.training.watchdog import Watchdog, heartbeat_store
+from tests.processes import forking, print_to
 
 PERIOD = 0.5  # seconds between beats
 BATCH = 8
@@ -62,8 +63,7 @@ def start(folder: Path, misdeed: str, culprit: int, processes: int = 2) -> Group
         processes: how many.
     """
     folder.mkdir()
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # so that they start at once
+    context = forking()
     started: list[mp.process.BaseProcess] = [
         context.Process(
             target=_main, args=(rank, processes, folder, misdeed if rank == culprit else "")
@@ -76,9 +76,7 @@ def start(folder: Path, misdeed: str, culprit: int, processes: int = 2) -> Group
 
 
 def _main(rank: int, processes: int, folder: Path, misdeed: str) -> None:
-    output = os.open(folder / str(rank), os.O_WRONLY | os.O_CREAT)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    print_to(folder / str(rank))
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

@@ -15,6 +15,7 @@ from eval.ablate.spec import Budget, CellSpec, DataRecipe, Measure
 from simple_diffusion.config import RunConfig
 from simple_diffusion.config_files import load_config
 from simple_diffusion.plan.counts import count_flops
+from simple_diffusion.training.evaluator import Evaluator
 
 MEASURE = Measure(metrics=("kid", "precision"), num=12, steps=3, guidance=1.0)
 TINY = {"validation": {"every_images": 80, "images": 8, "logsnr": [-4, 0, 4]}}
@@ -23,6 +24,7 @@ TINY = {"validation": {"every_images": 80, "images": 8, "logsnr": [-4, 0, 4]}}
 @pytest.fixture
 def config(tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch) -> RunConfig:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Evaluator, "_report", lambda self: None)  # it takes longer than the rest
     return load_config(tiny_config(train={"total_images": 80}, **TINY))
 
 
