@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 RUN_DIR ?= runs/quickstart
 ICONS ?= data/icons_64
 TRAIN_ARGS ?=
+WORKERS ?= auto
 
 .PHONY: quickstart test lint types clean
 
@@ -15,7 +16,7 @@ quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/simple-diffusion train configs/quickstart.yaml --run_dir $(RUN_DIR) --data.path=$(ICONS) $(TRAIN_ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
