@@ -5,7 +5,8 @@
 Trains each arm for as many images as its share of the processor time allows (from the costs that
 `benchmarks/few_step_cost.py` measures, `--cost ARM=RATIO`), on one thread each; scores samples of
 the same seeds at 1, 4 and 128 steps against held-out images; and writes a table, a plot, and a grid
-with the same seeds side by side. Started again, it goes on where it was stopped.
+with the same seeds side by side. Some arms begin with what another has learned, and have
+`--more_minutes` on top. Started again, it goes on where it was stopped.
 """
 
 import argparse
@@ -35,12 +36,14 @@ class Arm:
         config: what it trains.
         overrides: of the config's keys.
         sampler: how its samples are drawn.
+        start: the arm whose averaged weights it begins with; None for a fresh network.
     """
 
     name: str
     config: str
     overrides: tuple[str, ...] = ()
     sampler: str = "few_step"
+    start: str | None = None
 
 
 PLAIN = ("--sampling.guidance=1", "--sampling.spacing=t", "--sampling.sampler=ddim")
@@ -49,6 +52,14 @@ ARMS_64 = (
     Arm("shortcut", "shortcut_icons_64"),
     Arm("consistency", "consistency_icons_64"),
     Arm("meanflow", "meanflow_icons_64"),
+    Arm("plain, longer", "quickstart", PLAIN, "ddim", start="plain"),
+    # Five doublings instead of seven, and more of each batch: the base steps are learned already.
+    Arm(
+        "shortcut, warm",
+        "shortcut_icons_64",
+        ("--few_step.share=0.5", "--few_step.base_steps=32"),
+        start="plain",
+    ),
 )
 # The quickstart's network with a larger patch, on the interpolated schedule.
 AT_128 = (
@@ -68,7 +79,8 @@ def train(arm: Arm, images: int, given: argparse.Namespace) -> None:
     run(
         "train",
         f"configs/{arm.config}.yaml",
-        f"--run_dir={given.out / arm.name}",
+        f"--run_dir={folder_of(arm, given)}",
+        *([f"--init_from.run={given.out / arm.start}"] if arm.start else []),
         f"--data.path={given.data}",
         f"--train.total_images={images}",
         f"--optim.warmup_images={warmup}",
@@ -86,9 +98,15 @@ def train(arm: Arm, images: int, given: argparse.Namespace) -> None:
     )
 
 
+def folder_of(arm: Arm, given: argparse.Namespace) -> Path:
+    """Where its run is."""
+    folder: Path = given.out / arm.name.replace(", ", "_")
+    return folder
+
+
 def score(arm: Arm, steps: int, given: argparse.Namespace) -> dict[str, float]:
     """KID and FD of an arm's samples, with their floors."""
-    folder = given.out / arm.name
+    folder = folder_of(arm, given)
     record = folder / f"evaluation-{steps}-{given.num}-{given.seed}.json"
     if not record.exists():
         run(
@@ -113,11 +131,11 @@ def score(arm: Arm, steps: int, given: argparse.Namespace) -> dict[str, float]:
 
 def draw(arm: Arm, steps: int, given: argparse.Namespace) -> Image.Image:
     """A row of samples, the same seeds and classes for all arms and steps."""
-    path = given.out / arm.name / f"row-{steps}-{given.seed}.png"
+    path = folder_of(arm, given) / f"row-{steps}-{given.seed}.png"
     if not path.exists():
         options = ["--sampler", arm.sampler, f"--steps={steps}", "--spacing=t", "--guidance=1"]
         options += [f"--num={ROW}", f"--columns={ROW}", f"--seed={given.seed}", f"--out={path}"]
-        run("sample", str(given.out / arm.name), *options)
+        run("sample", str(folder_of(arm, given)), *options)
     return Image.open(path).convert("RGB")
 
 
@@ -178,6 +196,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/icons_64"))
     parser.add_argument("--size", type=int, choices=(64, 128), default=64)
     parser.add_argument("--minutes", type=float, default=10.0, help="of processor time, each arm")
+    parser.add_argument(
+        "--more_minutes", type=float, default=10.0, help="of arms that begin with another's weights"
+    )
     parser.add_argument("--step", type=float, required=True, help="CPU seconds of a plain step")
     parser.add_argument("--cost", action="append", default=[], metavar="ARM=RATIO")
     parser.add_argument("--arms", nargs="+", help="only these")
@@ -192,15 +213,21 @@ def main() -> None:
     cost = {name: float(ratio) for name, _, ratio in (c.partition("=") for c in given.cost)}
     if unknown := (cost.keys() | set(given.arms or ())) - {arm.name for arm in ARMS_64}:
         parser.error(f"no such arms: {', '.join(sorted(unknown))}")
-    steps = {arm.name: given.minutes * 60 / given.step / cost.get(arm.name, 1.0) for arm in arms}
-    images = {name: 16 * int(count) for name, count in steps.items()}
+    minutes = {arm.name: given.more_minutes if arm.start else given.minutes for arm in arms}
+    images = {
+        name: 16 * int(time * 60 / given.step / cost.get(name, 1.0))
+        for name, time in minutes.items()
+    }
 
     def work(arm: Arm) -> dict[int, dict[str, float]]:
         train(arm, images[arm.name], given)
         return {n: score(arm, n, given) for n in STEPS}
 
+    results: dict[str, dict[int, dict[str, float]]] = {}
     with ThreadPoolExecutor(given.jobs) as pool:
-        results = dict(zip((arm.name for arm in arms), pool.map(work, arms), strict=True))
+        for turn in (False, True):  # what others begin with comes first
+            ours = [arm for arm in arms if bool(arm.start) == turn]
+            results |= zip((arm.name for arm in ours), pool.map(work, ours), strict=True)
     text = table(results, images)
     (given.out / "table.md").write_text(text + "\n")
     (given.out / "results.json").write_text(json.dumps(results, indent=1))
