@@ -16,6 +16,17 @@ LOGSNR_FREQUENCIES = (math.pi / 60, math.pi)
 STEP_FREQUENCIES = (math.pi / 2, 32 * math.pi)
 
 
+def lowest_logsnr_told(image_size: int) -> float:
+    """The log-SNR below which networks with a step condition are told no difference.
+
+    Few-step objectives differentiate along the path, where dλ/dτ = -2/(τ (1-τ)): towards pure noise
+    it would multiply what the embedding makes of λ by hundreds, where z hardly changes any more.
+    (Lu & Song 2024, sCM, tell the network a bounded time for this reason.) At 64px an image is lost
+    in noise at -8; a larger one shows as much at a level lower by its schedule shift.
+    """
+    return -8.0 - 2.0 * math.log(max(image_size, 64) / 64)
+
+
 class ScalarEmbedding(nn.Module):
     """A number per image -> Fourier features -> a two-layer MLP.
 
@@ -108,11 +119,18 @@ class Conditioner(nn.Module):
         num_classes: 0 for an unconditional network.
         step_condition: whether there is a step size too. Its embedding starts at zero, so that it
             changes nothing before it is trained.
+        lowest_logsnr: lower log-SNRs look like this one, if there is a step size.
     """
 
-    def __init__(self, width: int, num_classes: int, step_condition: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        step_condition: bool = False,
+        lowest_logsnr: float = -math.inf,
+    ) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.lowest_logsnr = width, lowest_logsnr
         self.logsnr = ScalarEmbedding(width, *LOGSNR_FREQUENCIES)
         self.label = ClassEmbedding(num_classes, width) if num_classes else None
         self.step = ScalarEmbedding(width, *STEP_FREQUENCIES, zero=True) if step_condition else None
@@ -123,7 +141,8 @@ class Conditioner(nn.Module):
         Raises:
             ValueError: labels missing, not asked for, or out of range; a step not asked for.
         """
-        total: Tensor = self.logsnr(logsnr)
+        told = logsnr if self.step is None else logsnr.clamp(min=self.lowest_logsnr)
+        total: Tensor = self.logsnr(told)
         if self.step is not None:
             total = total + self.step(torch.zeros_like(logsnr) if step is None else step)
         elif step is not None:

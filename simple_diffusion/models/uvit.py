@@ -14,7 +14,7 @@ from simple_diffusion.models.arguments import check_arguments
 from simple_diffusion.models.attention import Backend, check_backend
 from simple_diffusion.models.blocks import MLPKind, Norm, TransformerBlock
 from simple_diffusion.models.branches import Branches, start_branches
-from simple_diffusion.models.conditioning import Conditioner
+from simple_diffusion.models.conditioning import Conditioner, lowest_logsnr_told
 from simple_diffusion.models.execution import compile_blocks, recompute_blocks
 from simple_diffusion.models.layers import at_least_float32
 from simple_diffusion.models.levels import Level, Skips
@@ -63,7 +63,7 @@ class UViT(nn.Module):
         num_classes: 0 for an unconditional network. Label `num_classes` is the null class.
         condition_width: size of the conditioning vector.
         step_condition: whether the network can be told the size of the step that its output is
-            for, as networks that sample in few steps are.
+            for, as networks that sample in few steps are; see `conditioning.lowest_logsnr_told`.
         attention: backend, ``sdpa`` or ``xformers``.
 
     Raises:
@@ -131,7 +131,9 @@ class UViT(nn.Module):
         pixels = in_channels * patch_size**2
         self.transform = PixelTransform(stem, patch_size)
         self.embedding = Embedding(pixels, channels[0], 3 if level_widths else 1, bottleneck)
-        self.conditioner = Conditioner(condition_width, num_classes, step_condition)
+        self.conditioner = Conditioner(
+            condition_width, num_classes, step_condition, lowest_logsnr_told(image_size)
+        )
         self.levels = nn.ModuleList(
             Level(
                 wide,

@@ -11,6 +11,7 @@ from simple_diffusion.models.conditioning import (
     ClassEmbedding,
     Conditioner,
     ScalarEmbedding,
+    lowest_logsnr_told,
 )
 
 
@@ -80,6 +81,30 @@ def test_step_sizes_change_nothing_before_they_are_learned() -> None:
     assert (moved.abs().amax(dim=1) > 1e-3).all()
     none = stepped(logsnr, labels)
     assert torch.equal(none, stepped(logsnr, labels, torch.zeros(4)))
+
+
+def test_with_step_sizes_noise_levels_below_a_bound_look_alike() -> None:
+    """A derivative along the path does not meet dλ/dτ, which has no bound, at pure noise."""
+    stepped = Conditioner(16, 0, step_condition=True, lowest_logsnr=lowest_logsnr_told(64))
+    plain = Conditioner(16, 0, lowest_logsnr=-8.0)
+    logsnr = torch.tensor([-20.0, -8.1, -8.0, -7.9, 15.0])
+    told = stepped(logsnr, None)
+    assert torch.equal(told[0], told[2])
+    assert torch.equal(told[1], told[2])
+    assert (told[3] - told[2]).abs().max() > 1e-3
+    assert (told[4] - told[2]).abs().max() > 1e-3
+    apart = plain(logsnr, None)
+    assert (apart[0] - apart[2]).abs().max() > 1e-3
+    path = -2.0 / (torch.sigmoid(-logsnr / 2) * torch.sigmoid(logsnr / 2))  # dλ/dτ
+    _, slope = torch.func.jvp(lambda λ: stepped(λ, None), (logsnr,), (path,))
+    assert path[0] < -1e4
+    assert not slope[:2].any()
+    assert slope[3].abs().max() > 1.0
+
+
+def test_the_bound_falls_with_the_schedule_shift() -> None:
+    assert lowest_logsnr_told(16) == lowest_logsnr_told(64) == -8.0
+    assert lowest_logsnr_told(512) == pytest.approx(-8.0 + 2 * math.log(64 / 512))
 
 
 def test_step_sizes_from_1_128th_up_look_different() -> None:
