@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -324,16 +325,22 @@ def test_other_file_systems(tmp_path: Path) -> None:
 def test_a_stalled_server_does_not_keep_the_interpreter(server: HostileServer) -> None:
     server.always[FILE] = Fault(stall_after=0)
     program = f"""
-import threading, time
+import sys, threading
 from data_pipelines.remote.fetch import Limits, fetch_bytes
 def run():
     fetch_bytes("{server.url}{FILE}", most=9**9, limits=Limits(60.0, 600.0))
 threading.Thread(target=run, daemon=True).start()
-time.sleep(1.0)
+sys.stdin.readline()
 """
     root = Path(__file__).resolve().parents[3]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, timeout=25, check=False)
-    assert done.returncode == 0
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, stdin=subprocess.PIPE
+    ) as other:
+        while not server.requests():
+            assert other.poll() is None
+            time.sleep(0.05)
+        other.communicate(b"now\n", timeout=25)
+    assert other.returncode == 0
     assert server.requests() == 1
 
 
