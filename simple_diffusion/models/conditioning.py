@@ -19,10 +19,11 @@ STEP_FREQUENCIES = (math.pi / 2, 32 * math.pi)
 def lowest_logsnr_told(image_size: int) -> float:
     """The log-SNR below which networks with a step condition are told no difference.
 
-    Few-step objectives differentiate along the path, where dλ/dτ = -2/(τ (1-τ)): towards pure noise
-    it would multiply what the embedding makes of λ by hundreds, where z hardly changes any more.
-    (Lu & Song 2024, sCM, tell the network a bounded time for this reason.) At 64px an image is lost
-    in noise at -8; a larger one shows as much at a level lower by its schedule shift.
+    Few-step objectives differentiate along the path, where dλ/dτ = -2/(τ (1-τ)) has no bound
+    towards pure noise: what the embedding makes of λ there would drown the rest, though z hardly
+    changes any more. Told no less than this, |dλ/dτ| is 110 at most at 64px, four times that with
+    every doubling. (Lu & Song 2024, sCM, tell the network a bounded time for this reason.) At 64px
+    an image is lost in noise at -8, a larger one at a level lower by its schedule shift.
     """
     return -8.0 - 2.0 * math.log(max(image_size, 64) / 64)
 
@@ -118,7 +119,7 @@ class Conditioner(nn.Module):
         width: size of the conditioning vector.
         num_classes: 0 for an unconditional network.
         step_condition: whether there is a step size too. Its embedding starts at zero, so that it
-            changes nothing before it is trained.
+            changes nothing before it is trained, but for noise levels below the lowest told.
         lowest_logsnr: lower log-SNRs look like this one, if there is a step size.
     """
 

@@ -102,18 +102,22 @@ class NetworkSizes:
 
     def sent_once(self, shards: int) -> int:
         """Parameters that one device sends once a step: a teacher's rest, which stays gathered."""
-        return (shards - 1) * _piece(self.rest, shards) if self.teacher_calls else 0
+        return self.teacher_rest(shards) // shards * (shards - 1)
 
     def gathered(self, shards: int) -> int:
         """Parameters and gradients that a device holds whole for a moment in training.
 
         Gradients of the rest wait whole for the end of the backward pass, when no block's are left.
-        A teacher has done its work by then, but its rest stays.
+        A teacher has done its work by then, but what is outside its blocks stays.
         """
         block = shards * max((_piece(block, shards) for block in self.blocks), default=0)
         rest = shards * _piece(self.rest, shards)
         gradients = max(rest + WHOLE_GRADIENTS * block, WHOLE_GRADIENTS * rest)
-        return (1 + bool(self.teacher_calls)) * rest + GATHERED_BLOCKS * block + gradients
+        return self.teacher_rest(shards) + rest + GATHERED_BLOCKS * block + gradients
+
+    def teacher_rest(self, shards: int) -> int:
+        """Parameters of a teacher that a device holds whole from its call until the next step."""
+        return shards * _piece(self.rest, shards) if self.teacher_calls else 0
 
 
 def _piece(shapes: Shapes, shards: int) -> int:
@@ -186,7 +190,9 @@ def evaluation_parts(
     """Bytes of each part while a device uses averaged weights; sharded ones are put together."""
     kept = _kept(layout, sizes, averages)
     _, batch, activations = moments.largest(0.0)
-    whole = FLOAT32 * sizes.parameters if layout.strategy == "fsdp2" else 0
+    whole = 0
+    if layout.strategy == "fsdp2":
+        whole = FLOAT32 * (sizes.parameters + sizes.teacher_rest(layout.shards))
     return kept | {"gathered": whole, "batch": batch, "activations": activations}
 
 

@@ -216,7 +216,7 @@ class _Plan:
         )
 
     def step(self, key: str) -> None:
-        """The embedding of step sizes, which starts at zero: without it nothing changes."""
+        """The embedding of step sizes, which starts at zero: it changes no prediction at first."""
         if key in self.there:
             self.take(key, key)
         else:

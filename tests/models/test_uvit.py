@@ -1,6 +1,7 @@
 """The whole backbone, in small."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -48,6 +49,18 @@ def inputs(batch: int = 3, height: int = 16, width: int = 16, classes: int = 3) 
     z = torch.randn(batch, 3, height, width, generator=generator)
     logsnr = torch.linspace(-5, 5, batch)
     return z, logsnr, torch.arange(batch) % (classes + 1) if classes else None
+
+
+@pytest.mark.parametrize(("size", "bound"), [(16, -8.0), (128, -8.0 - 2 * math.log(2.0))])
+def test_step_conditions_tell_no_lower_noise_levels(size: int, bound: float) -> None:
+    net = make(step_condition=True, image_size=size).eval()
+    z, _, labels = inputs(batch=1, height=size, width=size)
+
+    def at(logsnr: float) -> Tensor:
+        return net(z, torch.tensor([logsnr]), labels)
+
+    torch.testing.assert_close(at(-20.0), at(bound))
+    assert (at(bound + 0.5) - at(bound)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", VARIANTS)

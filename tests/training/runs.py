@@ -38,9 +38,9 @@ class Ended:
 
 
 class Started:
-    """Processes that train, each told who it is as on a cluster, without torchrun.
+    """Processes that train: several are each told who it is, as on a cluster, without torchrun.
 
-    They are forked from one that has imported everything: all but `command` in a tenth of a second.
+    They are forked from one that has imported everything, so that they start at once.
 
     Args:
         config: a YAML file.
@@ -58,29 +58,34 @@ class Started:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         words = ["train", str(config), *overrides]
-        world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-        world |= {"MASTER_PORT": str(free_port())}
-        self.processes: list[mp.process.BaseProcess] = [
-            forking().Process(
-                target=drive,
-                args=(
-                    words,
-                    ENVIRONMENT | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    self._output(rank),
-                    driven or {},
-                ),
-            )
-            for rank in range(processes)
-        ]
-        for process in self.processes:
-            process.start()
+        world: dict[str, str] = {}
+        if processes > 1:
+            world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+            world["MASTER_PORT"] = str(free_port())
+        self.processes: list[mp.process.BaseProcess] = []
+        for rank in range(processes):
+            ours = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world else {}
+            self._output(rank).touch()
+            given = (words, ENVIRONMENT | world | ours, self._output(rank), driven or {})
+            self.processes.append(forking().Process(target=drive, args=given))
+            self.processes[-1].start()
 
     def end(self) -> list[Ended]:
-        """Wait for them, five minutes at most."""
+        """Wait for them.
+
+        Raises:
+            TimeoutError: some have not ended after five minutes; with what all printed.
+        """
         deadline = time.monotonic() + 300
-        for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        return self.kill()
+        try:
+            for process in self.processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+            hung = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        finally:
+            ended = self.kill()
+        if hung:
+            raise TimeoutError(f"processes {hung} have not ended: {ended}")
+        return ended
 
     def kill(self) -> list[Ended]:
         """SIGKILL to those that are left."""

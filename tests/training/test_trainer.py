@@ -75,15 +75,19 @@ class TestResume:
     """The same command again gives the run that was never stopped."""
 
     def test_killed_at_arbitrary_moments(self, tiny_config: WriteConfig, tmp_path: Path) -> None:
-        config = tiny_config(checkpoint={"every_images": 16}, model={"dropout": 0.1})
+        config = tiny_config(
+            checkpoint={"every_images": 16}, model={"dropout": 0.1}, train={"total_images": 640}
+        )
         unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
         begun = time.monotonic()
         assert train(config, f"--run_dir={unbroken}").code == 0
         length = time.monotonic() - begun
         moments = random.Random(0)
-        for _ in range(KILLS):
-            started = Started(config, f"--run_dir={broken}")
-            self._kill_within(started, broken, moments, length)
+        codes = [
+            self._kill_within(Started(config, f"--run_dir={broken}"), broken, moments, length)
+            for _ in range(KILLS)
+        ]
+        assert codes.count(-9) > KILLS // 2
         finished = train(config, f"--run_dir={broken}")
         assert finished.code == 0, finished.output
         assert_same(unbroken, broken)
@@ -99,7 +103,7 @@ class TestResume:
                 break
             time.sleep(0.01)
         time.sleep(moments.uniform(0.0, 0.25))
-        started.kill()
+        return started.kill()[0].code
 
     @pytest.mark.parametrize(
         ("number", "code"),
